@@ -1,0 +1,50 @@
+//! What carries invalidations between nodes: bytes to every subscriber, and word of every break in delivery.
+//!
+//! Implement [`Bus`] to use a broker of your own; [`bus_contract`](crate::testing::bus_contract) (feature `testing`)
+//! checks an implementation.
+
+mod memory;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use self::memory::MemoryBus;
+use crate::error::Result;
+
+/// A carrier of messages to every subscriber, the sender's own included.
+///
+/// It may lose, repeat and reorder messages; what it knows of a loss it must report as [`Delivery::Gap`]. The engine
+/// numbers its messages and finds the rest.
+#[async_trait]
+pub trait Bus: Send + Sync + 'static {
+    /// Sends one message; returns when the carrier has it.
+    async fn publish(&self, message: Bytes) -> Result<()>;
+
+    /// Begins to receive: every message published after this returns is delivered or reported as a gap.
+    async fn subscribe(&self) -> Result<Box<dyn Subscription>>;
+
+    /// The longest message the carrier takes, in bytes; at least 1024.
+    fn message_limit(&self) -> usize {
+        256 * 1024
+    }
+
+    /// Lets go of connections; calls may fail from here on.
+    async fn close(&self);
+}
+
+/// One subscriber's stream of deliveries.
+#[async_trait]
+pub trait Subscription: Send {
+    /// The next delivery. Safe to cancel: a delivery is never lost by dropping the future. An error ends the
+    /// subscription; the engine subscribes again and takes that for a gap.
+    async fn next(&mut self) -> Result<Delivery>;
+}
+
+/// What a subscription yields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// A message, as it was published.
+    Message(Bytes),
+    /// Messages may have been lost before this point.
+    Gap,
+}

@@ -1,0 +1,92 @@
+//! The steps of the coherence protocol on the shared store: cells, leases, watermarks.
+//!
+//! Bytes enter a cell as a *fill* only by comparison with a random token that the store still holds; everything else
+//! only destroys. So a late command of any kind is harmless, and no clocks of nodes are compared.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::Result;
+
+/// The right to load and fill one key, as the store granted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    /// Random for each attempt, so that no earlier attempt's fill can pass for this one's.
+    pub(crate) token: u64,
+    /// The id of the stale value the lease was laid over; 0 where there was none.
+    pub(crate) over: u64,
+}
+
+/// The answer to a request for a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Acquired {
+    Won(Lease),
+    /// Somebody has filled the key: its cell.
+    Hit(Bytes),
+    /// Another node loads, for at most so many milliseconds more.
+    Wait(u64),
+    /// A load failed a moment ago; the fleet holds off for so many milliseconds more.
+    Held(u64),
+}
+
+/// What became of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    Yes,
+    /// A later operation on the key came in between: the value was replaced or removed.
+    Superseded,
+}
+
+/// The fleet's watermarks as the store has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Marks {
+    /// The store's clock, milliseconds since 1970.
+    pub(crate) now: u64,
+    pub(crate) top: u64,
+    pub(crate) members: Vec<(String, u64)>,
+}
+
+/// The protocol's steps, each atomic in the store. Keys are complete store keys; durations of leases are milliseconds.
+#[async_trait]
+pub(crate) trait Cells: Send + Sync {
+    /// Whether fills are fenced: without, a stale fill can live for a lease time.
+    fn fenced(&self) -> bool;
+
+    async fn get(&self, key: &str) -> Result<Option<Bytes>>;
+
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Bytes>>>;
+
+    /// Asks for the lease of a key whose value the caller saw as `seen` (0 for none). `over_hold`: also while the fleet
+    /// holds off after a failure.
+    async fn acquire(&self, key: &str, token: u64, lease: u64, seen: u64, over_hold: bool) -> Result<Acquired>;
+
+    /// Puts `cell` in place if the key still carries the lease. The lease's time is not asked: a token that is still
+    /// there means that nothing happened to the key.
+    async fn fill(&self, key: &str, lease: Lease, cell: Bytes, ttl: Duration) -> Result<bool>;
+
+    /// Extends the lease; false where it is lost.
+    async fn renew(&self, key: &str, lease: Lease, millis: u64) -> Result<bool>;
+
+    /// Gives the lease back; with `hold`, nobody shall load for so many milliseconds.
+    async fn release(&self, key: &str, lease: Lease, hold: u64) -> Result<()>;
+
+    /// Puts `cell` in place and destroys any lease, unless `deadline` (the store's time) has passed: a set must not
+    /// outlive its caller.
+    async fn set(&self, key: &str, cell: Bytes, ttl: Duration, deadline: u64) -> Result<Stored>;
+
+    /// Removes the keys, their leases with them.
+    async fn remove(&self, keys: &[String]) -> Result<()>;
+
+    /// Issues one number, above `known` and everything issued before, and sets the members to it.
+    async fn invalidate(&self, members: &[String], known: u64) -> Result<u64>;
+
+    /// The members above `since`. Where the watermarks are gone, everything older than now is dead.
+    async fn poll(&self, since: u64, known: u64) -> Result<Marks>;
+
+    /// Writes back members that the store has lost.
+    async fn restore(&self, members: &[(String, u64)]) -> Result<()>;
+
+    async fn close(&self);
+}

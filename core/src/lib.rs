@@ -1,0 +1,63 @@
+//! One hybrid cache for a whole fleet of services: hot values in this process (L1), shared ones in a store (L2), a bus
+//! that tells every node when one changes, and one load for each missing value.
+//!
+//! Start at [`HybridCache`]. In reading order:
+//!
+//! - `cache`: the handle and its calls; `builder` puts the parts together; `options`, `loader` and `codec` are what
+//!   callers say about values
+//! - `read`: the way of a `get`, through `l1`, `flight` (one load per key), `l2` and the loader, and back up
+//! - `write`: the way of a `set` or `remove`, through L2, L1 and the bus
+//! - `coherence`: the way of an invalidation from the bus to L1; `peers` finds gaps, `outbox` sends, `repair` remembers
+//!   what could not be sent, `watermark` kills whole tags and scopes
+//! - `store` and `bus`: the traits behind which servers stand; `wire`: their bytes
+//! - `host`: the seam on which the Python and Node packages stand
+//! - `runtime`: time, tasks and chance
+//!
+//! What the cache promises, and how it keeps it under races and outages, is told in the project's design notes.
+
+pub mod host;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+mod builder;
+mod bus;
+mod cache;
+mod codec;
+mod coherence;
+mod engine;
+mod entry;
+mod error;
+mod flight;
+mod health;
+mod key;
+mod l1;
+mod l2;
+mod loader;
+mod options;
+mod outbox;
+mod peers;
+mod read;
+mod repair;
+mod runtime;
+mod scopes;
+mod stats;
+mod store;
+mod sync;
+mod watermark;
+mod wire;
+mod write;
+
+pub use crate::builder::Builder;
+pub use crate::bus::{Bus, Delivery, MemoryBus, Subscription};
+pub use crate::cache::HybridCache;
+pub use crate::codec::Codec;
+#[cfg(feature = "msgpack")]
+pub use crate::codec::MessagePack;
+pub use crate::error::{Error, ErrorKind, Result};
+pub use crate::health::{Health, PartHealth};
+pub use crate::l1::EngineKind;
+pub use crate::loader::{LoadContext, Loaded};
+pub use crate::options::{ENTRY_OPTION_NAMES, EntryOptions};
+pub use crate::runtime::{BoxFuture, Runtime, SystemRuntime};
+pub use crate::stats::Stats;
+pub use crate::store::{MemoryStore, Store};
