@@ -173,9 +173,11 @@ impl<V: Send + Sync + 'static> Core<V> {
             self.repairs.forget_scope(scope.id, before);
             scope.reopen();
         }
-        for member in self.marks.suspended() {
-            let Some(item) = member_item(&member) else { continue };
-            self.settle_watermark(member, item).await?;
+        for (member, suspension) in self.marks.suspended() {
+            if let Some(item) = member_item(&member) {
+                self.settle_watermark(member.clone(), item).await?;
+            }
+            self.marks.settle(&member, suspension);
         }
         let keys = self.repairs.some(REPAIR_BATCH);
         if keys.is_empty() {

@@ -68,7 +68,7 @@ impl<V: Send + Sync + 'static> Core<V> {
     pub(crate) async fn load(self: Arc<Self>, place: Place, key: Box<str>, loader: Loader<V>) -> Result<Arc<V>> {
         self.usable(&key)?;
         loop {
-            let known = self.marks.known();
+            let horizon = self.marks.horizon();
             let fallback = match self.look(&place.scope, &key) {
                 Look::Fresh(entry) => {
                     self.counters.l1_hits.add_one();
@@ -96,7 +96,7 @@ impl<V: Send + Sync + 'static> Core<V> {
                     }
                     let outcome = waiting.await;
                     if let Ok(Some(entry)) = &outcome
-                        && self.dead_on_arrival(&place, entry, known)
+                        && self.dead_on_arrival(&place, entry, horizon)
                     {
                         continue;
                     }
@@ -139,9 +139,9 @@ impl<V: Send + Sync + 'static> Core<V> {
 
     /// Whether a flight's value was killed by a watermark that this caller already knew when it came: it then starts
     /// over. Those who came before keep the value.
-    pub(crate) fn dead_on_arrival(&self, place: &Place, entry: &Entry<V>, known: u64) -> bool {
+    pub(crate) fn dead_on_arrival(&self, place: &Place, entry: &Entry<V>, horizon: u64) -> bool {
         let tags = entry.tags.as_deref().unwrap_or(&[]);
-        self.marks.dead(entry.stamp, known, Some(u64::MAX), &place.scope.name, tags)
+        self.marks.dead(entry.stamp, horizon, Some(entry.read_at), &place.scope.name, tags)
     }
 
     /// Starts a background load for a value that is still answered, unless one is under way.
@@ -174,7 +174,7 @@ impl<V: Send + Sync + 'static> Core<V> {
     pub(crate) async fn find(self: Arc<Self>, place: Place, key: Box<str>) -> Result<Option<Arc<V>>> {
         self.usable(&key)?;
         loop {
-            let known = self.marks.known();
+            let horizon = self.marks.horizon();
             match self.look(&place.scope, &key) {
                 Look::Fresh(entry) => {
                     self.counters.l1_hits.add_one();
@@ -201,7 +201,7 @@ impl<V: Send + Sync + 'static> Core<V> {
                 Boarded::Failed(outcome) => return outcome.map(|entry| entry.map(|entry| entry.value)),
             };
             let outcome = waiting.await?;
-            if joined && outcome.as_ref().is_some_and(|entry| self.dead_on_arrival(&place, entry, known)) {
+            if joined && outcome.as_ref().is_some_and(|entry| self.dead_on_arrival(&place, entry, horizon)) {
                 continue;
             }
             if outcome.is_none() {
@@ -811,29 +811,49 @@ impl<V: Send + Sync + 'static> Plan<V> {
         let now = core.runtime.now_ms();
         let share = landing.outcome.is_err().then(|| (now + ERROR_BACKOFF.as_millis() as u64, now));
         let Landing { outcome, keep, how, list } = landing;
+        let answered = outcome.as_ref().ok().and_then(Clone::clone);
         core.flights.finish(&self.flight, outcome, share, |alive| {
             if list {
                 // In one step with the insert: L1 keeps a value that L2 has not accepted only while its key is listed.
                 core.list_for_repair(&self.place.scope, &self.key);
             }
-            let Some(entry) = keep else { return Filled::Nothing };
-            if !alive {
-                core.counters.fills_dead.add_one();
+            if how == How::Throttled {
+                self.throttle(keep.filter(|_| alive));
                 return Filled::Nothing;
             }
-            let insert = || core.insert(&self.place.scope, &self.key, &entry);
-            match how {
-                How::Read => filled(insert(), Filled::Read),
-                How::Written => filled(insert(), Filled::Written),
-                How::Throttled => {
-                    let held = core.l1.get(self.place.at(&self.key));
-                    if held.is_some_and(|held| Arc::ptr_eq(&held.value, &entry.value)) {
-                        insert();
-                    }
-                    Filled::Nothing
+            match keep {
+                Some(entry) if alive && core.insert(&self.place.scope, &self.key, &entry) => match how {
+                    How::Read => Filled::Read,
+                    How::Written | How::Throttled => Filled::Written,
+                },
+                keep => {
+                    core.counters.fills_dead.add(u64::from(keep.is_some()));
+                    answered.map_or(Filled::Nothing, |answered| self.step_back(&answered))
                 }
             }
         });
+    }
+
+    /// Callers get a value that L1 does not keep. What L1 holds instead may be older, and must not be answered after it:
+    /// L1 lets go of it, and of all that was read from L2 before now.
+    fn step_back(&self, answered: &Entry<V>) -> Filled {
+        let at = self.place.at(&self.key);
+        let same = |held: &Entry<V>| {
+            Arc::ptr_eq(&held.value, &answered.value) || (held.id == answered.id && held.id != 0)
+        };
+        if !self.core.l1.get(at).is_some_and(|held| same(&held)) {
+            self.core.l1.remove(at);
+        }
+        Filled::Read
+    }
+
+    fn throttle(&self, stale: Option<Entry<V>>) {
+        let held = self.core.l1.get(self.place.at(&self.key));
+        if let (Some(stale), Some(held)) = (stale, held)
+            && Arc::ptr_eq(&held.value, &stale.value)
+        {
+            self.core.insert(&self.place.scope, &self.key, &stale);
+        }
     }
 }
 

@@ -32,6 +32,15 @@ fn escape(scope: &str) -> String {
     scope.replace('%', "%25").replace('/', "%2F")
 }
 
+/// A member that waits for its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Suspension {
+    /// The node's time when it was invalidated.
+    since: u64,
+    /// Tells it from a later one of the same member.
+    serial: u64,
+}
+
 /// The node's view of what is dead though nobody named its key.
 pub(crate) struct Watermarks {
     /// Bumped *after* anything here changes. A hit compares it with the entry's `checked`.
@@ -50,13 +59,19 @@ struct State {
     cleared_scopes: HashMap<u32, u64, foldhash::fast::FixedState>,
     /// Members invalidated while no number was to be had, with the node's time then. Alive is only what this node
     /// itself began to load later.
-    pending: HashMap<String, u64, foldhash::fast::FixedState>,
+    pending: HashMap<String, Suspension, foldhash::fast::FixedState>,
+    suspensions: u64,
 }
 
 impl Watermarks {
     pub(crate) fn new() -> Self {
         // Generation 1: an entry's `checked` of 0 never matches.
         Self { generation: AtomicU64::new(1), known: AtomicU64::new(0), state: Mutex::default() }
+    }
+
+    /// The highest number that a caller who comes now must see heeded; while a number is waited for, any.
+    pub(crate) fn horizon(&self) -> u64 {
+        if self.state.lock().pending.is_empty() { self.known() } else { u64::MAX }
     }
 
     /// Read before the state it vouches for: see [`Self::alive`].
@@ -106,7 +121,7 @@ impl Watermarks {
         let mut state = self.state.lock();
         let mut changed = false;
         for (member, number) in members {
-            state.pending.remove(member);
+
             self.known.fetch_max(number, Ordering::AcqRel);
             if member == FLOOR {
                 changed |= number > state.floor;
@@ -136,14 +151,25 @@ impl Watermarks {
     /// Kills a member while no number can be had: everything from L2, and what this node began to load until `now`.
     pub(crate) fn suspend(&self, member: String, now: u64) {
         let mut state = self.state.lock();
-        state.pending.insert(member, now);
+        state.suspensions += 1;
+        let suspension = Suspension { since: now, serial: state.suspensions };
+        state.pending.insert(member, suspension);
         let next = self.generation.load(Ordering::Relaxed) + 1;
         self.generation.store(next, Ordering::Release);
     }
 
     /// Members that wait for a number.
-    pub(crate) fn suspended(&self) -> Vec<String> {
-        self.state.lock().pending.keys().cloned().collect()
+    pub(crate) fn suspended(&self) -> Vec<(String, Suspension)> {
+        self.state.lock().pending.iter().map(|(member, suspension)| (member.clone(), *suspension)).collect()
+    }
+
+    /// A member has its number, issued after it was suspended. One that is suspended again meanwhile stays: a number
+    /// heard from elsewhere may be older than the suspension, so only this ends it.
+    pub(crate) fn settle(&self, member: &str, suspension: Suspension) {
+        let mut state = self.state.lock();
+        if state.pending.get(member) == Some(&suspension) {
+            state.pending.remove(member);
+        }
     }
 
     /// A number for an invalidation on a node without L2, where numbers are its own.
@@ -197,7 +223,7 @@ impl State {
         }
         let dead = |member: &str| {
             self.marks.get(member).is_some_and(|number| above(*number))
-                || self.pending.get(member).is_some_and(|since| loaded_here.is_none_or(|began| began <= *since))
+                || self.pending.get(member).is_some_and(|pending| loaded_here.is_none_or(|began| began <= pending.since))
         };
         dead(&scope_member(scope)) || tags.iter().any(|tag| dead(&tag_member(scope, tag)))
     }
