@@ -51,8 +51,8 @@ struct State<T> {
     /// Somebody other than a caller wants the result: the flight goes on without callers.
     background: bool,
     abandoned: bool,
-    /// The flight holds the key's lease: what it will fill is newer than all that was read.
-    leased: bool,
+    /// The flight holds the key's lease, laid over the value with this id.
+    leased_over: Option<u64>,
     driver: Option<Driver>,
 }
 
@@ -92,8 +92,8 @@ pub(crate) enum Hear<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Filled {
     Nothing,
-    /// A value as the shared store had it.
-    Read,
+    /// A value as the shared store had it, with this id.
+    Read(u64),
     /// A new value.
     Written,
 }
@@ -208,7 +208,7 @@ impl<T: Clone> Flights<T> {
                 waiting: 0,
                 background: false,
                 abandoned: false,
-                leased: false,
+                leased_over: None,
                 driver: None,
             }),
         });
@@ -386,8 +386,10 @@ impl<T> Shard<T> {
                 return true;
             }
             let mut state = flight.state.lock();
-            // A holder of the lease fills the store later than anything that was read from it.
-            state.alive &= state.leased && filled == Filled::Read;
+            // While a flight holds the lease, the store has the value that the lease lies over, and the flight's will be
+            // newer. Where the store has another, the lease is lost.
+            let leads = matches!((filled, state.leased_over), (Filled::Read(id), Some(over)) if id == over);
+            state.alive &= leads;
             state.alive
         });
     }
@@ -453,9 +455,9 @@ impl<T> Flight<T> {
         self.born
     }
 
-    /// The flight holds the key's lease from here on.
-    pub(crate) fn set_leased(&self) {
-        self.state.lock().leased = true;
+    /// The flight holds the key's lease from here on, laid over the value with this id, 0 for none.
+    pub(crate) fn set_leased(&self, over: u64) {
+        self.state.lock().leased_over = Some(over);
     }
 
     /// Past its soft timeout: callers with a stale value do not wait for it.

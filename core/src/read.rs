@@ -141,7 +141,7 @@ impl<V: Send + Sync + 'static> Core<V> {
     /// over. Those who came before keep the value.
     pub(crate) fn dead_on_arrival(&self, place: &Place, entry: &Entry<V>, horizon: u64) -> bool {
         let tags = entry.tags.as_deref().unwrap_or(&[]);
-        self.marks.dead(entry.stamp, horizon, Some(entry.read_at), &place.scope.name, tags)
+        entry.stamp < horizon && self.marks.dead(entry.stamp, Some(entry.read_at), &place.scope.name, tags)
     }
 
     /// Starts a background load for a value that is still answered, unless one is under way.
@@ -489,7 +489,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
             Ok(Either::Left(landing)) => landing,
             Ok(Either::Right(lease)) => {
                 *self.lease.lock() = Some(lease);
-                self.flight.set_leased();
+                self.flight.set_leased(lease.over);
                 self.load_leased(shared, &key, lease, loader).await
             }
             Err(_) => {
@@ -569,7 +569,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
     fn offer_stale(&self, entry: Entry<V>, freshness: Freshness) {
         self.core
             .flights
-            .while_alive(&self.flight, || filled(self.core.insert(&self.place.scope, &self.key, &entry), Filled::Read));
+            .while_alive(&self.flight, || filled(self.core.insert(&self.place.scope, &self.key, &entry), Filled::Read(entry.id)));
         if freshness != Freshness::Fallback {
             self.core.counters.stale_served.add_one();
             self.core.flights.answer_waiting(&self.flight, &Ok(Some(entry.clone())));
@@ -598,7 +598,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
         if header.codec.0 != shared.codec.id() {
             return malformed(cell.id, &format_args!("codec {} is not this cache's", header.codec.0));
         }
-        if self.core.marks.dead(header.stamp, u64::MAX, None, &self.place.scope.name, &header.tags) {
+        if self.core.marks.dead(header.stamp, None, &self.place.scope.name, &header.tags) {
             return Found::Nothing(cell.id);
         }
         let now = shared.l2.now_at_most();
@@ -823,12 +823,12 @@ impl<V: Send + Sync + 'static> Plan<V> {
             }
             match keep {
                 Some(entry) if alive && core.insert(&self.place.scope, &self.key, &entry) => match how {
-                    How::Read => Filled::Read,
+                    How::Read => Filled::Read(entry.id),
                     How::Written | How::Throttled => Filled::Written,
                 },
                 keep => {
                     core.counters.fills_dead.add(u64::from(keep.is_some()));
-                    answered.map_or(Filled::Nothing, |answered| self.step_back(&answered))
+                    answered.map_or(Filled::Nothing, |answered| self.step_back(&answered, how))
                 }
             }
         });
@@ -836,7 +836,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
 
     /// Callers get a value that L1 does not keep. What L1 holds instead may be older, and must not be answered after it:
     /// L1 lets go of it, and of all that was read from L2 before now.
-    fn step_back(&self, answered: &Entry<V>) -> Filled {
+    fn step_back(&self, answered: &Entry<V>, how: How) -> Filled {
         let at = self.place.at(&self.key);
         let same = |held: &Entry<V>| {
             Arc::ptr_eq(&held.value, &answered.value) || (held.id == answered.id && held.id != 0)
@@ -844,7 +844,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
         if !self.core.l1.get(at).is_some_and(|held| same(&held)) {
             self.core.l1.remove(at);
         }
-        Filled::Read
+        if how == How::Read { Filled::Read(answered.id) } else { Filled::Written }
     }
 
     fn throttle(&self, stale: Option<Entry<V>>) {

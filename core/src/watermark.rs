@@ -192,29 +192,22 @@ impl Watermarks {
             return None;
         }
         // What was read from L2 after a member was suspended did not get past `dead`, so its reading time judges it too.
-        if state.dead(entry.stamp, u64::MAX, Some(entry.read_at), scope_name, entry.tags.as_deref().unwrap_or(&[])) {
+        if state.dead(entry.stamp, Some(entry.read_at), scope_name, entry.tags.as_deref().unwrap_or(&[])) {
             return None;
         }
         Some(self.generation.load(Ordering::Relaxed))
     }
 
-    /// Whether a value with this stamp is dead by a watermark of at most `up_to`. `loaded_here` is when this node began
-    /// to load it, or `None` where it came from L2.
-    pub(crate) fn dead(
-        &self,
-        stamp: u64,
-        up_to: u64,
-        loaded_here: Option<u64>,
-        scope: &str,
-        tags: &[Box<str>],
-    ) -> bool {
-        self.state.lock().dead(stamp, up_to, loaded_here, scope, tags)
+    /// Whether a value with this stamp is dead. `loaded_here` is when this node began to load it, or `None` where it came
+    /// from L2.
+    pub(crate) fn dead(&self, stamp: u64, loaded_here: Option<u64>, scope: &str, tags: &[Box<str>]) -> bool {
+        self.state.lock().dead(stamp, loaded_here, scope, tags)
     }
 }
 
 impl State {
-    fn dead(&self, stamp: u64, up_to: u64, loaded_here: Option<u64>, scope: &str, tags: &[Box<str>]) -> bool {
-        let above = |number: u64| number > stamp && number <= up_to;
+    fn dead(&self, stamp: u64, loaded_here: Option<u64>, scope: &str, tags: &[Box<str>]) -> bool {
+        let above = |number: u64| number > stamp;
         if above(self.floor) {
             return true;
         }
