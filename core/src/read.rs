@@ -742,12 +742,23 @@ impl<V: Send + Sync + 'static> Plan<V> {
             Ok(true) => Landing { keep: Some(entry.clone()), outcome: Ok(Some(entry)), how: How::Written, list: false },
             Ok(false) => {
                 self.core.counters.fills_refused.add_one();
-                Landing { outcome: Ok(Some(entry)), keep: None, how: How::Written, list: false }
+                self.landing_of_refused(shared, key, entry).await
             }
             Err(_) => {
                 self.core.counters.l2_errors.add_one();
                 Landing { keep: Some(entry.clone()), outcome: Ok(Some(entry)), how: How::Written, list: true }
             }
+        }
+    }
+
+    /// The key was invalidated or filled during the load. Where L2 has a value again, callers get that: a later call on
+    /// this node may read it, and must not go back behind what an earlier one got.
+    async fn landing_of_refused(&self, shared: &SharedTier<V>, key: &str, refused: Entry<V>) -> Landing<V> {
+        let read_at = self.core.runtime.now_ms();
+        let there = shared.l2.get(key).await.ok().flatten();
+        match self.judge(shared, there, read_at) {
+            Found::Usable(newer, Freshness::Fresh | Freshness::Stale) => Landing::read(newer),
+            _ => Landing { outcome: Ok(Some(refused)), keep: None, how: How::Written, list: false },
         }
     }
 

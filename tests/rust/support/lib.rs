@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fleetcache::testing::SimRuntime;
-use fleetcache::{Builder, EntryOptions, HybridCache, MemoryBus, MemoryStore};
+use fleetcache::{BoxFuture, Builder, EntryOptions, HybridCache, MemoryBus, MemoryStore};
 
 pub use self::fault_bus::{BusFaults, FaultBus};
 pub use self::fault_store::{FaultStore, Op, StoreFaults};
@@ -134,5 +134,34 @@ pub fn failing(count: &Count) -> impl FnOnce() -> std::future::Ready<Result<u64,
     move || {
         count.add();
         std::future::ready(Err(Broken("the database is down")))
+    }
+}
+
+/// A loader that answers `value` once it may pass the gate, and counts its calls.
+pub fn held(count: &Count, gate: &Gate, value: u64) -> impl FnOnce() -> BoxFuture<'static, Result<u64, Broken>> + Send + 'static {
+    let (count, gate) = (count.clone(), gate.clone());
+    move || {
+        Box::pin(async move {
+            count.add();
+            gate.pass().await;
+            Ok(value)
+        })
+    }
+}
+
+/// A loader that never answers.
+pub fn never() -> std::future::Pending<Result<u64, Broken>> {
+    std::future::pending()
+}
+
+/// Runs a test on virtual time: in order, and then in a hundred shuffled interleavings.
+pub fn run(test: impl AsyncFn(SimRuntime)) {
+    let runtime = SimRuntime::new();
+    runtime.block_on(test(runtime.clone()));
+    runtime.shut_down();
+    for seed in 0..100 {
+        let runtime = SimRuntime::seeded(seed);
+        runtime.block_on(test(runtime.clone()));
+        runtime.shut_down();
     }
 }
