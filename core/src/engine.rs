@@ -11,7 +11,7 @@ use crate::bus::Bus;
 use crate::codec::Codec;
 use crate::entry::{Entry, Freshness};
 use crate::error::{Error, Result};
-use crate::flight::{Filled, Flights};
+use crate::flight::Flights;
 use crate::health::{Health, PartHealth};
 use crate::key::KeyRef;
 use crate::l1::L1;
@@ -242,7 +242,7 @@ impl<V: Send + Sync + 'static> Core<V> {
             l2,
             bus,
             fenced: self.shared.as_ref().is_none_or(|shared| shared.l2.fenced()),
-            peers: self.bus.as_ref().map_or(0, |bus| bus.peers.lock().len()),
+            peers: self.bus.as_ref().map_or(0, |bus| bus.peers.lock().others(bus.me)),
             repairs: self.repairs.len(),
             closed_scopes: self.scopes.closed().len(),
             bus_lag_ms: self.bus.as_ref().map(|bus| bus.lag.load(Ordering::Relaxed)).filter(|lag| *lag != u64::MAX),
@@ -353,9 +353,4 @@ impl Place {
     pub(crate) fn at<'a>(&self, key: &'a str) -> KeyRef<'a> {
         KeyRef { scope: self.scope.id, text: key }
     }
-}
-
-/// `Filled` for a value that may or may not have got into L1.
-pub(crate) fn filled(inserted: bool, how: Filled) -> Filled {
-    if inserted { how } else { Filled::Nothing }
 }

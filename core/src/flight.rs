@@ -260,14 +260,12 @@ impl<T: Clone> Flights<T> {
         drop_entry(spared_alive)
     }
 
-    /// Runs `step` under the key's lock if the flight is still alive, which goes on.
-    pub(crate) fn while_alive(&self, flight: &Arc<Flight<T>>, step: impl FnOnce() -> Filled) {
+    /// Changes L1 on behalf of a flight that goes on: `step` runs under the key's lock and is told whether it is alive.
+    pub(crate) fn fill(&self, flight: &Arc<Flight<T>>, step: impl FnOnce(bool) -> Filled) {
         let mut shard = self.shard(flight.key.as_ref()).lock();
         let alive = flight.state.lock().alive;
-        if alive {
-            let filled = step();
-            shard.outrun(flight, filled);
-        }
+        let filled = step(alive);
+        shard.outrun(flight, filled);
     }
 
     /// Runs `step` under the key's lock.

@@ -75,7 +75,7 @@ impl Peers {
         self.known.len() < before
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.known.len()
+    pub(crate) fn others(&self, me: Sender) -> usize {
+        self.known.keys().filter(|sender| **sender != me).count()
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::engine::{Core, Look, OnDrop, Outcome, Place, SharedTier, filled};
+use crate::engine::{Core, Look, OnDrop, Outcome, Place, SharedTier};
 use crate::entry::{Deadlines, Entry, Freshness, Lifetime, clamp, part};
 use crate::error::{Error, Result};
 use crate::flight::{Boarded, Filled, Flight, Hear, Purpose, Waiting};
@@ -567,9 +567,12 @@ impl<V: Send + Sync + 'static> Plan<V> {
 
     /// A stale value was found in L2 on the way to the lease. L1 takes it, so that later callers have it at once.
     fn offer_stale(&self, entry: Entry<V>, freshness: Freshness) {
-        self.core
-            .flights
-            .while_alive(&self.flight, || filled(self.core.insert(&self.place.scope, &self.key, &entry), Filled::Read(entry.id)));
+        self.core.flights.fill(&self.flight, |alive| {
+            if alive && self.core.insert(&self.place.scope, &self.key, &entry) {
+                return Filled::Read(entry.id);
+            }
+            self.step_back(&entry, How::Read)
+        });
         if freshness != Freshness::Fallback {
             self.core.counters.stale_served.add_one();
             self.core.flights.answer_waiting(&self.flight, &Ok(Some(entry.clone())));

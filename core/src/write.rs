@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{Core, Place, filled};
+use crate::engine::{Core, Place};
 use crate::entry::{Entry, Lifetime};
 use crate::error::{Error, Result};
 use crate::flight::{Boarded, Filled, Hear, Purpose};
@@ -91,7 +91,7 @@ impl<V: Send + Sync + 'static> Core<V> {
         }
         self.flights.finish(&flight, Ok(None), None, |alive| {
             if alive && !superseded {
-                filled(self.insert(&place.scope, &key, &entry), Filled::Written);
+                self.insert(&place.scope, &key, &entry);
             } else {
                 self.l1.remove(place.at(&key));
             }

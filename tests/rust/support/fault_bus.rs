@@ -25,6 +25,7 @@ struct Faults {
     losing: bool,
     deaf: bool,
     delay: Duration,
+    slow: Duration,
     holding: Option<Gate>,
     published: Vec<Bytes>,
     received: Vec<Bytes>,
@@ -55,6 +56,11 @@ impl BusFaults {
         self.with(|faults| faults.delay = delay);
     }
 
+    /// Publishing takes this long.
+    pub fn slow(&self, slow: Duration) {
+        self.with(|faults| faults.slow = slow);
+    }
+
     /// The next delivery stops at the gate.
     pub fn hold(&self, gate: &Gate) {
         self.with(|faults| faults.holding = Some(gate.clone()));
@@ -82,10 +88,13 @@ impl FaultBus {
 #[async_trait]
 impl Bus for FaultBus {
     async fn publish(&self, message: Bytes) -> Result<()> {
-        let (down, losing) = self.faults.with(|faults| {
+        let (down, losing, slow) = self.faults.with(|faults| {
             faults.published.push(message.clone());
-            (faults.down, faults.losing)
+            (faults.down, faults.losing, faults.slow)
         });
+        if !slow.is_zero() {
+            self.runtime.sleep(slow).await;
+        }
         if down {
             return Err(Error::unavailable("the test took the bus down"));
         }
