@@ -571,7 +571,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
             if alive && self.core.insert(&self.place.scope, &self.key, &entry) {
                 return Filled::Read(entry.id);
             }
-            self.step_back(&entry, How::Read)
+            self.step_back(&entry)
         });
         if freshness != Freshness::Fallback {
             self.core.counters.stale_served.add_one();
@@ -825,7 +825,6 @@ impl<V: Send + Sync + 'static> Plan<V> {
         let now = core.runtime.now_ms();
         let share = landing.outcome.is_err().then(|| (now + ERROR_BACKOFF.as_millis() as u64, now));
         let Landing { outcome, keep, how, list } = landing;
-        let answered = outcome.as_ref().ok().and_then(Clone::clone);
         core.flights.finish(&self.flight, outcome, share, |alive| {
             if list {
                 // In one step with the insert: L1 keeps a value that L2 has not accepted only while its key is listed.
@@ -840,25 +839,23 @@ impl<V: Send + Sync + 'static> Plan<V> {
                     How::Read => Filled::Read(entry.id),
                     How::Written | How::Throttled => Filled::Written,
                 },
-                keep => {
-                    core.counters.fills_dead.add(u64::from(keep.is_some()));
-                    answered.map_or(Filled::Nothing, |answered| self.step_back(&answered, how))
+                Some(entry) => {
+                    core.counters.fills_dead.add_one();
+                    if entry.id == 0 { Filled::Nothing } else { self.step_back(&entry) }
                 }
+                None => Filled::Nothing,
             }
         });
     }
 
-    /// Callers get a value that L1 does not keep. What L1 holds instead may be older, and must not be answered after it:
-    /// L1 lets go of it, and of all that was read from L2 before now.
-    fn step_back(&self, answered: &Entry<V>, how: How) -> Filled {
+    /// Callers get a value that L2 has and L1 does not take. What L1 holds instead may be older, and must not be answered
+    /// after it: L1 lets go of it, and of all that was read from L2 before now.
+    fn step_back(&self, answered: &Entry<V>) -> Filled {
         let at = self.place.at(&self.key);
-        let same = |held: &Entry<V>| {
-            Arc::ptr_eq(&held.value, &answered.value) || (held.id == answered.id && held.id != 0)
-        };
-        if !self.core.l1.get(at).is_some_and(|held| same(&held)) {
+        if !self.core.l1.get(at).is_some_and(|held| held.id == answered.id) {
             self.core.l1.remove(at);
         }
-        if how == How::Read { Filled::Read(answered.id) } else { Filled::Written }
+        Filled::Read(answered.id)
     }
 
     fn throttle(&self, stale: Option<Entry<V>>) {

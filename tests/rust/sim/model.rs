@@ -110,8 +110,12 @@ impl Model {
             }
         }
         for (at, newer) in state.returned.get(&(node, key)).map_or(&[][..], Vec::as_slice) {
-            let began_newer = changes.iter().find(|change| change.version == *newer).map_or(0, |change| change.began);
-            if *at < began && *newer > version && !set_at_the_same_time(changes, version, began_newer) {
+            let change = changes.iter().find(|change| change.version == *newer);
+            let began_newer = change.map_or(0, |change| change.began);
+            // A loader may see the source ahead of the invalidation that announces it. Where its load has lost the right
+            // to be kept, its callers are answered all the same; the value counts from its invalidation on.
+            let announced = change.is_none_or(|change| change.ended.is_some_and(|(ended, _)| ended < began));
+            if *at < began && *newer > version && announced && !set_at_the_same_time(changes, version, began_newer) {
                 violation = Some(format!("4.4 no going back: {newer} was returned before at event {at}"));
             }
         }
