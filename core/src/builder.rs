@@ -32,7 +32,8 @@ pub struct Builder<V> {
     max_bytes: Option<(u64, Weigher<Entry<V>>)>,
     engine: EngineKind,
     prefix: Box<str>,
-    store: Option<(Arc<dyn Store>, Arc<dyn Codec<V>>)>,
+    store: Option<Arc<dyn Store>>,
+    codec: Option<Arc<dyn Codec<V>>>,
     bus: Option<Arc<dyn Bus>>,
     call_timeout: Duration,
     max_bus_silence: Duration,
@@ -60,6 +61,7 @@ impl<V: Send + Sync + 'static> Builder<V> {
             engine: EngineKind::default(),
             prefix: "fleetcache".into(),
             store: None,
+            codec: None,
             bus: None,
             call_timeout: Duration::from_millis(500),
             max_bus_silence: Duration::from_secs(10),
@@ -125,7 +127,8 @@ impl<V: Send + Sync + 'static> Builder<V> {
     /// The shared store, and how values travel there.
     #[must_use]
     pub fn l2_with_codec(mut self, store: impl Store, codec: impl Codec<V>) -> Self {
-        self.store = Some((Arc::new(store), Arc::new(codec)));
+        self.store = Some(Arc::new(store));
+        self.codec = Some(Arc::new(codec));
         self
     }
 
@@ -223,7 +226,7 @@ impl<V: Send + Sync + 'static> Builder<V> {
                 lag: AtomicU64::new(u64::MAX),
             }
         });
-        let shared = self.store.map(|(store, codec)| SharedTier {
+        let shared = self.store.zip(self.codec).map(|(store, codec)| SharedTier {
             l2: L2::new(store, Arc::clone(&runtime), self.prefix, self.call_timeout),
             codec,
             compress_from: self.compression.then_some(COMPRESS_FROM),

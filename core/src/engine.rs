@@ -198,11 +198,10 @@ impl<V: Send + Sync + 'static> Core<V> {
         self.owned.enter();
         let core = Arc::clone(self);
         let leave = OnDrop(Some(move || core.owned.leave()));
-        let spawned = self.runtime.spawn(Box::pin(async move {
+        self.runtime.spawn(Box::pin(async move {
             let _leave = leave;
             task.await;
-        }));
-        spawned
+        }))
     }
 
     /// Runs `task` as owned work and waits for its result.

@@ -51,9 +51,19 @@ struct State<T> {
     /// Somebody other than a caller wants the result: the flight goes on without callers.
     background: bool,
     abandoned: bool,
-    /// The flight holds the key's lease, laid over the value with this id.
-    leased_over: Option<u64>,
+    stage: Stage,
     driver: Option<Driver>,
+}
+
+/// How far a flight has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It reads the shared store, or waits for somebody else's fill.
+    Finding,
+    /// Its loader runs, without a lease.
+    Loading,
+    /// It holds the key's lease, laid over the value with this id, 0 for none.
+    Leased(u64),
 }
 
 enum Seat<T> {
@@ -96,6 +106,8 @@ pub(crate) enum Filled {
     Read(u64),
     /// A new value.
     Written,
+    /// Nothing, but callers got a loaded value that is in neither tier.
+    Unkept,
 }
 
 /// A failure that later callers share until its time has passed.
@@ -208,7 +220,7 @@ impl<T: Clone> Flights<T> {
                 waiting: 0,
                 background: false,
                 abandoned: false,
-                leased_over: None,
+                stage: Stage::Finding,
                 driver: None,
             }),
         });
@@ -304,33 +316,6 @@ impl<T: Clone> Flights<T> {
         tell(seats, &outcome);
     }
 
-    /// Answers those who wait now; the flight goes on, and nobody's leaving ends it.
-    pub(crate) fn answer_waiting(&self, flight: &Flight<T>, outcome: &T) {
-        let mut state = flight.state.lock();
-        if state.outcome.is_some() {
-            return;
-        }
-        state.background = true;
-        let mut told = Vec::new();
-        for index in 0..state.seats.len() {
-            match state.seats[index].take() {
-                None => {}
-                Some(mail @ Seat::Mail(..)) => {
-                    state.waiting -= 1;
-                    told.push(mail);
-                }
-                Some(answered @ Seat::Answered(_)) => state.seats[index] = Some(answered),
-                Some(Seat::Task(waker)) => {
-                    state.seats[index] = Some(Seat::Answered(outcome.clone()));
-                    told.push(Seat::Task(waker));
-                }
-                Some(Seat::Idle) => state.seats[index] = Some(Seat::Answered(outcome.clone())),
-            }
-        }
-        drop(state);
-        tell(told, outcome);
-    }
-
     /// A caller goes away. When it was the last and nothing else wants the result, the flight is abandoned: taken out
     /// of the registry, so that the next caller starts anew, and its driver is told. Says whether it was.
     pub(crate) fn leave(&self, flight: &Arc<Flight<T>>, seat: usize) -> bool {
@@ -384,10 +369,15 @@ impl<T> Shard<T> {
                 return true;
             }
             let mut state = flight.state.lock();
-            // While a flight holds the lease, the store has the value that the lease lies over, and the flight's will be
-            // newer. Where the store has another, the lease is lost.
-            let leads = matches!((filled, state.leased_over), (Filled::Read(id), Some(over)) if id == over);
-            state.alive &= leads;
+            let ahead = match filled {
+                // While a flight holds the lease, the store has the value that the lease lies over, and the flight's will
+                // be newer. Where the store has another, the lease is lost.
+                Filled::Read(id) => state.stage == Stage::Leased(id),
+                // Otherwise no load would ever be kept while loads of one key overlap.
+                Filled::Unkept => state.stage != Stage::Finding,
+                Filled::Nothing | Filled::Written => false,
+            };
+            state.alive &= ahead;
             state.alive
         });
     }
@@ -448,6 +438,35 @@ fn tell<T: Clone>(seats: Vec<Seat<T>>, outcome: &T) {
     }
 }
 
+impl<T: Clone> Flight<T> {
+    /// Answers those who wait now; the flight goes on, and nobody's leaving ends it.
+    pub(crate) fn answer_waiting(&self, outcome: &T) {
+        let mut state = self.state.lock();
+        if state.outcome.is_some() {
+            return;
+        }
+        state.background = true;
+        let mut told = Vec::new();
+        for index in 0..state.seats.len() {
+            match state.seats[index].take() {
+                None => {}
+                Some(mail @ Seat::Mail(..)) => {
+                    state.waiting -= 1;
+                    told.push(mail);
+                }
+                Some(answered @ Seat::Answered(_)) => state.seats[index] = Some(answered),
+                Some(Seat::Task(waker)) => {
+                    state.seats[index] = Some(Seat::Answered(outcome.clone()));
+                    told.push(Seat::Task(waker));
+                }
+                Some(Seat::Idle) => state.seats[index] = Some(Seat::Answered(outcome.clone())),
+            }
+        }
+        drop(state);
+        tell(told, outcome);
+    }
+}
+
 impl<T> Flight<T> {
     pub(crate) fn born(&self) -> u64 {
         self.born
@@ -455,7 +474,15 @@ impl<T> Flight<T> {
 
     /// The flight holds the key's lease from here on, laid over the value with this id, 0 for none.
     pub(crate) fn set_leased(&self, over: u64) {
-        self.state.lock().leased_over = Some(over);
+        self.state.lock().stage = Stage::Leased(over);
+    }
+
+    /// The flight's loader runs from here on.
+    pub(crate) fn set_loading(&self) {
+        let mut state = self.state.lock();
+        if state.stage == Stage::Finding {
+            state.stage = Stage::Loading;
+        }
     }
 
     /// Past its soft timeout: callers with a stale value do not wait for it.

@@ -76,7 +76,7 @@ pub enum Begin<V> {
 pub struct Seat<V> {
     flights: Arc<Flights<Outcome<V>>>,
     flight: Arc<Flight<Outcome<V>>>,
-    seat: Option<usize>,
+    number: Option<usize>,
 }
 
 /// A load that the host runs. Dropping it fails the load.
@@ -160,7 +160,7 @@ impl<V: Send + Sync + 'static> HybridCache<V> {
             }
             Boarded::Joined(flight, seat) => {
                 core.counters.joined.add_one();
-                let seat = Seat { flights: Arc::clone(&core.flights), flight: Arc::clone(&flight), seat: Some(seat) };
+                let seat = Seat { flights: Arc::clone(&core.flights), flight: Arc::clone(&flight), number: Some(seat) };
                 match fallback.filter(|_| flight.is_late()) {
                     Some(entry) => Begin::Hit(entry.value),
                     None => Begin::Wait(seat),
@@ -169,11 +169,11 @@ impl<V: Send + Sync + 'static> HybridCache<V> {
             Boarded::Lead(flight, seat) => {
                 core.counters.misses.add_one();
                 let plan = Plan::new(core, Arc::clone(&flight), &self.place, key, fallback);
-                let seat = Seat { flights: Arc::clone(&core.flights), flight, seat: Some(seat) };
+                let seat = Seat { flights: Arc::clone(&core.flights), flight, number: Some(seat) };
                 match self.lead(plan, mailbox, ticket) {
                     Some(lead) => {
                         // Nobody else can end the flight before the host has its lead.
-                        seat.seat.iter().for_each(|index| seat.flight.hush(*index));
+                        seat.number.iter().for_each(|index| seat.flight.hush(*index));
                         Begin::Lead(lead, seat)
                     }
                     None => Begin::Wait(seat),
@@ -234,12 +234,12 @@ impl<V: Send + Sync + 'static> Core<V> {
         }
         match self.board(place, key, Purpose::Lookup, Hear::Mail(mailbox, ticket)) {
             Boarded::Lead(flight, seat) => {
-                let seat = Seat { flights: Arc::clone(&self.flights), flight: Arc::clone(&flight), seat: Some(seat) };
+                let seat = Seat { flights: Arc::clone(&self.flights), flight: Arc::clone(&flight), number: Some(seat) };
                 Plan::new(self, flight, place, key, None).look_up();
                 Begin::Wait(seat)
             }
             Boarded::Joined(flight, seat) => {
-                Begin::Wait(Seat { flights: Arc::clone(&self.flights), flight, seat: Some(seat) })
+                Begin::Wait(Seat { flights: Arc::clone(&self.flights), flight, number: Some(seat) })
             }
             Boarded::Failed(_) => Begin::Missing,
         }
@@ -273,13 +273,13 @@ fn dropped() -> Error {
 impl<V: Send + Sync + 'static> Seat<V> {
     /// The caller goes away. True where it was the last, so that its load is not wanted any more.
     pub fn leave(mut self) -> bool {
-        self.seat.take().is_some_and(|seat| self.flights.leave(&self.flight, seat))
+        self.number.take().is_some_and(|seat| self.flights.leave(&self.flight, seat))
     }
 }
 
 impl<V> Drop for Seat<V> {
     fn drop(&mut self) {
-        if let Some(seat) = self.seat.take() {
+        if let Some(seat) = self.number.take() {
             self.flights.leave(&self.flight, seat);
         }
     }
@@ -324,7 +324,7 @@ impl<V> fmt::Debug for Mailbox<V> {
 
 impl<V> fmt::Debug for Seat<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seat").field("seat", &self.seat).finish_non_exhaustive()
+        f.debug_struct("Seat").field("number", &self.number).finish_non_exhaustive()
     }
 }
 

@@ -7,6 +7,8 @@
 #[cfg(feature = "moka")]
 mod moka;
 mod quick;
+#[cfg(test)]
+mod suite;
 
 use std::sync::Arc;
 

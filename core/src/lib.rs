@@ -61,3 +61,8 @@ pub use crate::options::{ENTRY_OPTION_NAMES, EntryOptions};
 pub use crate::runtime::{BoxFuture, Runtime, SystemRuntime};
 pub use crate::stats::Stats;
 pub use crate::store::{MemoryStore, Store};
+
+/// The README's example is a test.
+#[cfg(all(doctest, feature = "msgpack"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;

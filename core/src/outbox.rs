@@ -136,7 +136,7 @@ impl Outbox {
                 self.state.lock().stuck = None;
             }
             while items.peek().is_some() {
-                let batch = self.seal(&mut items)?;
+                let batch = self.seal(&mut items);
                 if let Err(error) = self.send(batch.clone()).await {
                     self.state.lock().stuck = Some(batch);
                     return Err(error);
@@ -150,7 +150,7 @@ impl Outbox {
     }
 
     /// The next batch, as long as the carrier takes, under a new number.
-    fn seal(&self, items: &mut std::iter::Peekable<impl Iterator<Item = Item>>) -> Result<Bytes> {
+    fn seal(&self, items: &mut std::iter::Peekable<impl Iterator<Item = Item>>) -> Bytes {
         let mut state = self.state.lock();
         let mut batch = BatchEncoder::new(self.bus.message_limit(), self.head(state.sealed + 1));
         while let Some(item) = items.next_if(|item| batch.try_push(item)) {
@@ -164,7 +164,7 @@ impl Outbox {
             debug_assert!(fits, "a clear fits into the smallest message a bus may have");
         }
         state.sealed += 1;
-        Ok(batch.finish().into())
+        batch.finish().into()
     }
 
     async fn send(&self, message: Bytes) -> Result<()> {

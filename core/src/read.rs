@@ -471,7 +471,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
         if let Some(entry) = fallback.filter(|entry| self.is_usable(entry)) {
             self.flight.set_late();
             self.core.counters.fallbacks_served.add_one();
-            self.core.flights.answer_waiting(&self.flight, &Ok(Some(entry)));
+            self.flight.answer_waiting(&Ok(Some(entry)));
         }
     }
 
@@ -510,7 +510,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
         let mut read_at = core.runtime.now_ms();
         let mut bytes = l2.get(key).await?;
         loop {
-            let mut leased_for = bytes.as_deref().and_then(|bytes| self.leased_for(shared, bytes));
+            let mut leased_for = bytes.as_deref().and_then(|bytes| Self::leased_for(shared, bytes));
             let seen = match self.judge(shared, bytes.clone(), read_at) {
                 Found::Usable(entry, freshness) => {
                     let seen = entry.id;
@@ -559,7 +559,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
     }
 
     /// For how long the cell is leased by somebody, who is then waited for without asking for the lease.
-    fn leased_for(&self, shared: &SharedTier<V>, bytes: &[u8]) -> Option<u64> {
+    fn leased_for(shared: &SharedTier<V>, bytes: &[u8]) -> Option<u64> {
         let (cell, _) = Cell::decode(bytes).ok()?;
         let now = shared.l2.now_at_most();
         (shared.l2.fenced() && cell.token > crate::wire::cell::HOLD && cell.until > now).then(|| cell.until - now)
@@ -571,11 +571,11 @@ impl<V: Send + Sync + 'static> Plan<V> {
             if alive && self.core.insert(&self.place.scope, &self.key, &entry) {
                 return Filled::Read(entry.id);
             }
-            self.step_back(&entry)
+            self.step_back(&entry, true)
         });
         if freshness != Freshness::Fallback {
             self.core.counters.stale_served.add_one();
-            self.core.flights.answer_waiting(&self.flight, &Ok(Some(entry.clone())));
+            self.flight.answer_waiting(&Ok(Some(entry.clone())));
         }
         *self.fallback.lock() = Some(entry);
     }
@@ -671,6 +671,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
 
     pub(crate) fn begin_load(&self) -> Begun {
         self.core.counters.loads.add_one();
+        self.flight.set_loading();
         // Read before the loader is called: an invalidation issued after the load began has a higher number.
         Begun { stamp: self.core.marks.known(), at: self.core.runtime.now_ms() }
     }
@@ -786,7 +787,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
             None if is_null => options.negative_ttl,
             None => Some(options.ttl),
         };
-        let tags = if loaded.tags.is_empty() { inherited } else { Some(self.core.checked_tags(loaded.tags)?) };
+        let tags = if loaded.tags.is_empty() { inherited } else { Some(checked_tags(loaded.tags)?) };
         let lifetime = ttl
             .filter(|ttl| *ttl > 0 && loaded.cache)
             .map(|ttl| Lifetime::new(ttl, options, || self.core.runtime.random()));
@@ -825,6 +826,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
         let now = core.runtime.now_ms();
         let share = landing.outcome.is_err().then(|| (now + ERROR_BACKOFF.as_millis() as u64, now));
         let Landing { outcome, keep, how, list } = landing;
+        let answered = outcome.as_ref().ok().and_then(Clone::clone);
         core.flights.finish(&self.flight, outcome, share, |alive| {
             if list {
                 // In one step with the insert: L1 keeps a value that L2 has not accepted only while its key is listed.
@@ -839,23 +841,24 @@ impl<V: Send + Sync + 'static> Plan<V> {
                     How::Read => Filled::Read(entry.id),
                     How::Written | How::Throttled => Filled::Written,
                 },
-                Some(entry) => {
-                    core.counters.fills_dead.add_one();
-                    if entry.id == 0 { Filled::Nothing } else { self.step_back(&entry) }
+                keep => {
+                    core.counters.fills_dead.add(u64::from(keep.is_some()));
+                    let in_l2 = keep.is_some_and(|entry| entry.id != 0);
+                    answered.map_or(Filled::Nothing, |answered| self.step_back(&answered, in_l2))
                 }
-                None => Filled::Nothing,
             }
         });
     }
 
-    /// Callers get a value that L2 has and L1 does not take. What L1 holds instead may be older, and must not be answered
-    /// after it: L1 lets go of it, and of all that was read from L2 before now.
-    fn step_back(&self, answered: &Entry<V>) -> Filled {
+    /// Callers get a value that L1 does not take. What L1 holds instead may be older, and must not be answered after it:
+    /// L1 lets go of it, and of all that was read from L2 before now.
+    fn step_back(&self, answered: &Entry<V>, in_l2: bool) -> Filled {
         let at = self.place.at(&self.key);
-        if !self.core.l1.get(at).is_some_and(|held| held.id == answered.id) {
+        let same = |held: &Entry<V>| Arc::ptr_eq(&held.value, &answered.value) || (in_l2 && held.id == answered.id);
+        if self.core.l1.get(at).is_none_or(|held| !same(&held)) {
             self.core.l1.remove(at);
         }
-        Filled::Read(answered.id)
+        if in_l2 { Filled::Read(answered.id) } else { Filled::Unkept }
     }
 
     fn throttle(&self, stale: Option<Entry<V>>) {
@@ -923,18 +926,19 @@ impl<V: Send + Sync + 'static> Core<V> {
         let cell = Cell { kind: Kind::Value, id: entry.id, token: NONE, until: 0 };
         Ok(Some(encode_value(&cell, &header, &body, shared.compress_from).into()))
     }
+}
 
-    pub(crate) fn checked_tags(&self, mut tags: Vec<Box<str>>) -> Result<Arc<[Box<str>]>> {
-        const MOST: usize = 64;
-        const LONGEST: usize = 256;
-        if tags.len() > MOST {
-            return Err(Error::config(format!("{} tags are not allowed: give at most {MOST}", tags.len())));
-        }
-        if let Some(tag) = tags.iter().find(|tag| tag.is_empty() || tag.len() > LONGEST) {
-            return Err(Error::config(format!("tag of {} bytes is not allowed: give 1 to {LONGEST} bytes", tag.len())));
-        }
-        tags.sort_unstable();
-        tags.dedup();
-        Ok(tags.into())
+/// Refuses tags that make no sense; in order, each once.
+pub(crate) fn checked_tags(mut tags: Vec<Box<str>>) -> Result<Arc<[Box<str>]>> {
+    const MOST: usize = 64;
+    const LONGEST: usize = 256;
+    if tags.len() > MOST {
+        return Err(Error::config(format!("{} tags are not allowed: give at most {MOST}", tags.len())));
     }
+    if let Some(tag) = tags.iter().find(|tag| tag.is_empty() || tag.len() > LONGEST) {
+        return Err(Error::config(format!("tag of {} bytes is not allowed: give 1 to {LONGEST} bytes", tag.len())));
+    }
+    tags.sort_unstable();
+    tags.dedup();
+    Ok(tags.into())
 }

@@ -121,7 +121,6 @@ impl Watermarks {
         let mut state = self.state.lock();
         let mut changed = false;
         for (member, number) in members {
-
             self.known.fetch_max(number, Ordering::AcqRel);
             if member == FLOOR {
                 changed |= number > state.floor;
@@ -216,7 +215,10 @@ impl State {
         }
         let dead = |member: &str| {
             self.marks.get(member).is_some_and(|number| above(*number))
-                || self.pending.get(member).is_some_and(|pending| loaded_here.is_none_or(|began| began <= pending.since))
+                || self
+                    .pending
+                    .get(member)
+                    .is_some_and(|pending| loaded_here.is_none_or(|began| began <= pending.since))
         };
         dead(&scope_member(scope)) || tags.iter().any(|tag| dead(&tag_member(scope, tag)))
     }

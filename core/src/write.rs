@@ -8,6 +8,7 @@ use crate::entry::{Entry, Lifetime};
 use crate::error::{Error, Result};
 use crate::flight::{Boarded, Filled, Hear, Purpose};
 use crate::l2::cells::Stored;
+use crate::read::checked_tags;
 use crate::watermark::{scope_member, tag_member};
 use crate::wire::message::Item;
 
@@ -20,7 +21,7 @@ impl<V: Send + Sync + 'static> Core<V> {
         tags: Vec<Box<str>>,
     ) -> Result<()> {
         self.usable(&key)?;
-        let tags = if tags.is_empty() { None } else { Some(self.checked_tags(tags)?) };
+        let tags = if tags.is_empty() { None } else { Some(checked_tags(tags)?) };
         let lifetime = Lifetime::new(place.options.ttl, &place.options, || self.runtime.random());
         let mut entry = Entry {
             value: Arc::new(value),
@@ -33,7 +34,8 @@ impl<V: Send + Sync + 'static> Core<V> {
             tags,
         };
         if self.shared.is_none() && self.bus.is_none() {
-            return self.set_alone(&place, &key, &entry);
+            self.flights.invalidate(place.at(&key), None, |_| self.insert(&place.scope, &key, &entry));
+            return Ok(());
         }
         let cell = match &self.shared {
             None => None,
@@ -50,12 +52,6 @@ impl<V: Send + Sync + 'static> Core<V> {
         let core = Arc::clone(self);
         let physical = Duration::from_millis(lifetime.physical());
         self.owned(async move { core.set_shared(place, key, entry, cell, physical).await }).await
-    }
-
-    /// Without L2 and bus: one step under the key's lock.
-    fn set_alone(&self, place: &Place, key: &str, entry: &Entry<V>) -> Result<()> {
-        self.flights.invalidate(place.at(key), None, |_| self.insert(&place.scope, key, entry));
-        Ok(())
     }
 
     async fn set_shared(
@@ -178,7 +174,7 @@ impl<V: Send + Sync + 'static> Core<V> {
     pub(crate) async fn invalidate(self: &Arc<Self>, place: Place, tag: Option<Box<str>>) -> Result<()> {
         self.usable("any")?;
         if let Some(tag) = &tag {
-            self.checked_tags(vec![tag.clone()])?;
+            checked_tags(vec![tag.clone()])?;
         }
         let core = Arc::clone(self);
         if self.shared.is_none() && self.bus.is_none() {

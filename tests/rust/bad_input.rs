@@ -1,4 +1,5 @@
 //! What makes no sense is refused at once, by name, value and what is allowed instead.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 
@@ -16,7 +17,10 @@ fn options_that_make_no_sense_are_refused_by_name() {
         (EntryOptions::new().negative_ttl(zero), "negative_ttl = 0ns"),
         (EntryOptions::new().soft_timeout(zero), "soft_timeout = 0ns"),
         (EntryOptions::new().hard_timeout(zero), "hard_timeout = 0ns"),
-        (EntryOptions::new().soft_timeout(ms(20)).hard_timeout(ms(10)), "soft_timeout = 20ms is not allowed: give at most hard_timeout, 10ms"),
+        (
+            EntryOptions::new().soft_timeout(ms(20)).hard_timeout(ms(10)),
+            "soft_timeout = 20ms is not allowed: give at most hard_timeout, 10ms",
+        ),
         (EntryOptions::new().refresh_ahead(0.0), "refresh_ahead = 0.0"),
         (EntryOptions::new().refresh_ahead(1.0), "refresh_ahead = 1.0"),
         (EntryOptions::new().refresh_ahead(-0.5), "refresh_ahead = -0.5"),
@@ -63,7 +67,9 @@ fn keys_are_any_text_of_a_sensible_length() {
     run(async |runtime| {
         let fleet = Fleet::start(&runtime, 2, &EntryOptions::new()).await;
         let longest = "k".repeat(64 * 1024);
-        for (version, key) in ["\0", "a\0b", "ключ", ":", "%", "a:b", "!w", "{tag}x", " ", &longest].into_iter().enumerate() {
+        for (version, key) in
+            ["\0", "a\0b", "ключ", ":", "%", "a:b", "!w", "{tag}x", " ", &longest].into_iter().enumerate()
+        {
             let version = version as u64;
             fleet.nodes[0].set(key, version).await.unwrap();
             runtime.settle().await;
@@ -113,7 +119,8 @@ fn a_value_too_large_for_the_store_is_refused_by_set_and_answered_by_a_load() {
         let large = "x".repeat(17 * 1024 * 1024);
         let error = cache.set("k", large.clone()).await.unwrap_err();
         assert_eq!(error.to_string(), "value of key \"k\" is not allowed: give at most 16777216 encoded bytes");
-        let loaded = cache.get_with("k", move || std::future::ready(Ok::<_, fleetcache_tests::Broken>(large))).await.unwrap();
+        let loaded =
+            cache.get_with("k", move || std::future::ready(Ok::<_, fleetcache_tests::Broken>(large))).await.unwrap();
         assert_eq!(loaded.len(), 17 * 1024 * 1024);
         assert_eq!(cache.get("k").await.unwrap(), None, "it is not kept");
         assert_eq!(cache.stats().oversized_values, 2);

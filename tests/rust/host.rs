@@ -1,5 +1,6 @@
 //! The seam for bindings, proven by a small fake host: a single-threaded event loop with callers of its own, which
 //! leads, joins, cancels and fails flights without any async runtime.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::{Cell, RefCell};

@@ -1,4 +1,5 @@
 //! What an invalidation promises (design notes, section 4): one test per promise and race, by its number.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use fleetcache::{EntryOptions, ErrorKind, Loaded, PartHealth};
 use fleetcache_tests::{Count, Fleet, Gate, Op, alone, counting, held, ms, never, run};
@@ -45,7 +46,9 @@ fn p1_a_load_that_began_before_an_invalidation_of_its_own_node_is_not_kept() {
                 let cache = fleet.nodes.first().cloned().unwrap_or_else(|| alone(&runtime, &options()));
                 let (loads, gate) = (Count::new(), Gate::new());
                 let tagged = held(&loads, &gate, 1);
-                let load = cache.get_with_context("k", move |_| async move { tagged().await.map(|v| Loaded::value(v).tags(["t"])) });
+                let load = cache.get_with_context("k", move |_| async move {
+                    tagged().await.map(|v| Loaded::value(v).tags(["t"]))
+                });
                 let (answer, ()) = join(load, async {
                     let standing = gate.held().await;
                     invalidate(&cache, how).await;
@@ -76,7 +79,8 @@ fn p1_a_load_that_began_before_another_nodes_invalidation_gets_into_neither_tier
             let fleet = Fleet::start(&runtime, 2, &options()).await;
             let (loads, gate) = (Count::new(), Gate::new());
             let tagged = held(&loads, &gate, 1);
-            let load = fleet.nodes[0].get_with_context("k", move |_| async move { tagged().await.map(|v| Loaded::value(v).tags(["t"])) });
+            let load = fleet.nodes[0]
+                .get_with_context("k", move |_| async move { tagged().await.map(|v| Loaded::value(v).tags(["t"])) });
             let (answer, ()) = join(load, async {
                 let standing = gate.held().await;
                 invalidate(&fleet.nodes[1], how).await;
@@ -100,7 +104,11 @@ fn p1_a_refresh_is_fenced_like_a_cold_load() {
         let (loads, gate) = (Count::new(), Gate::new());
         fleet.nodes[0].get_with("k", counting(&loads, 1)).await.unwrap();
         runtime.advance(ms(150)).await;
-        assert_eq!(*fleet.nodes[0].get_with("k", held(&loads, &gate, 1)).await.unwrap(), 1, "stale, and refreshed behind");
+        assert_eq!(
+            *fleet.nodes[0].get_with("k", held(&loads, &gate, 1)).await.unwrap(),
+            1,
+            "stale, and refreshed behind"
+        );
         let standing = gate.held().await;
         assert_eq!(fleet.cell("k").await, Some('V'), "the lease lies over the stale value");
         assert_eq!(*fleet.nodes[1].get("k").await.unwrap().unwrap(), 1, "which others still read");
@@ -291,7 +299,11 @@ fn p4_an_outage_of_the_store_brings_no_older_value_back() {
         cache.get_with("k", counting(&Count::new(), 1)).await.unwrap();
         cache.remove_local("k");
         fleet.stores[0].down(true);
-        assert_eq!(*cache.get_with("k", counting(&Count::new(), 2)).await.unwrap(), 2, "loaded anew while the store is out");
+        assert_eq!(
+            *cache.get_with("k", counting(&Count::new(), 2)).await.unwrap(),
+            2,
+            "loaded anew while the store is out"
+        );
         fleet.stores[0].down(false);
         cache.remove_local("k");
         assert_eq!(*cache.get_with("k", counting(&Count::new(), 3)).await.unwrap(), 3, "the store's 1 is not read");
@@ -431,7 +443,11 @@ fn p7_a_remove_that_could_not_reach_the_store_is_repaired_and_nobody_reads_the_o
         }
         standing.release();
         runtime.settle().await;
-        assert_eq!(fleet.cell("k").await, None, "a peer that has the message repairs it, though its sender may be dead");
+        assert_eq!(
+            fleet.cell("k").await,
+            None,
+            "a peer that has the message repairs it, though its sender may be dead"
+        );
         fleet.stores[0].down(false);
         runtime.advance(ms(20_000)).await;
         assert!(fleet.nodes.iter().all(|node| node.health().is_good()));
@@ -505,7 +521,11 @@ fn p7_an_overflowing_repair_list_closes_the_scope_until_a_watermark_is_in() {
         assert_eq!(fleet.nodes[0].health().closed_scopes, 1);
         assert_eq!(fleet.nodes[0].stats().repair_overflows, 1);
         fleet.stores[0].down(false);
-        assert_eq!(one.get(&keys[10_000]).await.unwrap(), None, "the key that was forgotten is not read from the store");
+        assert_eq!(
+            one.get(&keys[10_000]).await.unwrap(),
+            None,
+            "the key that was forgotten is not read from the store"
+        );
         fleet.buses[0].down(false);
         runtime.advance(ms(30_000)).await;
         assert!(fleet.nodes[0].health().is_good(), "{:?}", fleet.nodes[0].health());
@@ -611,7 +631,8 @@ fn a_caller_who_comes_after_a_tag_was_removed_does_not_get_a_load_from_before() 
         let fleet = Fleet::start(&runtime, 2, &options()).await;
         let (loads, gate) = (Count::new(), Gate::new());
         let tagged = held(&loads, &gate, 1);
-        let load = fleet.nodes[0].get_with_context("k", move |_| async move { tagged().await.map(|v| Loaded::value(v).tags(["t"])) });
+        let load = fleet.nodes[0]
+            .get_with_context("k", move |_| async move { tagged().await.map(|v| Loaded::value(v).tags(["t"])) });
         let (early, late) = join(load, async {
             let standing = gate.held().await;
             fleet.nodes[0].remove_by_tag("t").await.unwrap();

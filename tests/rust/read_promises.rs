@@ -1,4 +1,5 @@
 //! What a read promises (design notes, section 3): one test per promise, by its number.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use fleetcache::{EntryOptions, ErrorKind, HybridCache, Loaded, PartHealth, Runtime};
 use fleetcache_tests::{Broken, Count, Fleet, Gate, alone, counting, failing, held, ms, never, run};
@@ -196,7 +197,11 @@ fn p3_a_failed_load_holds_the_fleet_off_and_a_cancelled_one_does_not() {
         runtime.settle().await;
         assert_eq!(fleet.cell("k").await, Some('L'), "the hold stands where the lease was");
         assert_eq!(fleet.nodes[1].get("k").await.unwrap(), None, "a hold is a miss for who does not load");
-        assert_eq!(*fleet.nodes[1].get_with("k", counting(&loads, 7)).await.unwrap(), 7, "who has not seen the error may try once");
+        assert_eq!(
+            *fleet.nodes[1].get_with("k", counting(&loads, 7)).await.unwrap(),
+            7,
+            "who has not seen the error may try once"
+        );
 
         let mut cancelled = Box::pin(fleet.nodes[0].get_with("c", never));
         assert!(futures_util::poll!(&mut cancelled).is_pending());
@@ -243,7 +248,11 @@ fn p4_within_stale_while_revalidate_the_old_value_comes_at_once_and_one_load_ref
             assert_eq!(*cache.get_with("k", counting(&loads, 3)).await.unwrap(), 2);
             assert_eq!(loads.get(), 2);
             runtime.advance(ms(300)).await;
-            assert_eq!(*cache.get_with("k", counting(&loads, 4)).await.unwrap(), 4, "past both it is loaded while one waits");
+            assert_eq!(
+                *cache.get_with("k", counting(&loads, 4)).await.unwrap(),
+                4,
+                "past both it is loaded while one waits"
+            );
         }
     });
 }
@@ -263,7 +272,11 @@ fn p4_within_stale_if_error_the_old_value_stands_in_for_a_failed_load() {
             }
             assert_eq!(loads.get(), 2, "throttled after one failure");
             runtime.advance(ms(2_000)).await;
-            assert_eq!(*cache.get_with("k", counting(&loads, 2)).await.unwrap(), 2, "tried again after the throttle time");
+            assert_eq!(
+                *cache.get_with("k", counting(&loads, 2)).await.unwrap(),
+                2,
+                "tried again after the throttle time"
+            );
             runtime.advance(ms(10_200)).await;
             cache.get_with("k", failing(&loads)).await.unwrap_err();
         }
@@ -377,7 +390,11 @@ fn p5_null_is_a_value_with_its_own_time_to_live() {
             assert_eq!(one.get("k").await.unwrap(), None);
             let asked = |_| async { Ok::<_, Broken>(Loaded::value(None).ttl(ms(500))) };
             one.get_with_context("asked", asked).await.unwrap();
-            assert_eq!(one.get("asked").await.unwrap().as_deref(), Some(&None), "under ttl where the loader asks for it");
+            assert_eq!(
+                one.get("asked").await.unwrap().as_deref(),
+                Some(&None),
+                "under ttl where the loader asks for it"
+            );
             runtime.advance(ms(600)).await;
         }
     });
@@ -469,7 +486,11 @@ fn p7_bytes_that_are_not_ours_are_a_miss() {
             let found = fleet.nodes[1].get(&key).await.unwrap();
             // The lease part of the prefix is not under the checksum: a change there leaves the value what it was.
             assert!(found.is_none() || *found.unwrap() == 7, "variant {number}");
-            assert_eq!(*fleet.nodes[0].get_with(&key, counting(&Count::new(), 9)).await.unwrap() % 2, 1, "variant {number}");
+            assert_eq!(
+                *fleet.nodes[0].get_with(&key, counting(&Count::new(), 9)).await.unwrap() % 2,
+                1,
+                "variant {number}"
+            );
         }
         assert!(fleet.nodes[1].stats().malformed_values > 50);
     });

@@ -3,6 +3,7 @@
 //!
 //! `FLEETCACHE_SIM_OPS` says how many operations (10^6 by default), `FLEETCACHE_SIM_SEED` replays one seed and prints
 //! its history.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "sim/faults.rs"]
 mod faults;
@@ -49,7 +50,8 @@ fn the_promises_hold_in_every_history() {
             })
         })
         .collect();
-    let outcomes: Vec<_> = workers.into_iter().map(|worker| worker.join().expect("a worker reports its panics")).collect();
+    let outcomes: Vec<_> =
+        workers.into_iter().map(|worker| worker.join().expect("a worker reports its panics")).collect();
     let _ = std::panic::take_hook();
     let mut checked = 0;
     for outcome in outcomes {

@@ -101,7 +101,13 @@ impl Store for SimStore {
 
     async fn close(&self) {}
 
-    async fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, value: Bytes, ttl: Duration) -> Result<Option<bool>> {
+    async fn compare_and_set(
+        &self,
+        key: &str,
+        expected: Option<&[u8]>,
+        value: Bytes,
+        ttl: Duration,
+    ) -> Result<Option<bool>> {
         let (inner, key, expected) = (self.inner.clone(), key.to_owned(), expected.map(<[u8]>::to_vec));
         self.call(async move { inner.compare_and_set(&key, expected.as_deref(), value, ttl).await }).await
     }

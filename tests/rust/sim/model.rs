@@ -131,7 +131,8 @@ impl Model {
         let changes = state.changes.get(&key).map_or(&[][..], Vec::as_slice);
         let Some(change) = changes.get(index).copied() else { return };
         if version < change.version && !set_at_the_same_time(changes, version, change.began) {
-            state.violate(format!("4.1 no stale fill: the store holds version {version} of key {key} after {change:?}"));
+            state
+                .violate(format!("4.1 no stale fill: the store holds version {version} of key {key} after {change:?}"));
         }
     }
 
@@ -166,8 +167,6 @@ impl State {
 /// that had not returned when the other began.
 fn set_at_the_same_time(changes: &[Change], version: u64, other_began: u64) -> bool {
     changes.iter().any(|change| {
-        change.version == version
-            && change.how == How::Set
-            && change.ended.is_none_or(|(ended, _)| ended > other_began)
+        change.version == version && change.how == How::Set && change.ended.is_none_or(|(ended, _)| ended > other_began)
     })
 }

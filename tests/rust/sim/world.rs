@@ -112,7 +112,7 @@ pub(crate) fn run(plan: &Plan) -> (Option<String>, Vec<String>, u64) {
     let model = Model::default();
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         runtime.block_on(async {
-            let world = Arc::new(World::start(plan, &runtime, &model).await);
+            let world = Arc::new(World::start(plan, &runtime, &model));
             world.work().await;
             world.quiet_down().await;
         });
@@ -120,7 +120,10 @@ pub(crate) fn run(plan: &Plan) -> (Option<String>, Vec<String>, u64) {
     // What is left holds the runtime in circles: the end of the process.
     runtime.shut_down();
     if let Err(panic) = outcome {
-        let message = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        let message = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         model.state().violate(format!("panic: {}", message.unwrap_or_default()));
     }
     let (violation, reads) = {
@@ -131,7 +134,7 @@ pub(crate) fn run(plan: &Plan) -> (Option<String>, Vec<String>, u64) {
 }
 
 impl World {
-    async fn start(plan: &Plan, runtime: &SimRuntime, model: &Model) -> Self {
+    fn start(plan: &Plan, runtime: &SimRuntime, model: &Model) -> Self {
         let faults: SharedFaults = Arc::new(Mutex::new(plan.faults));
         let store = MemoryStore::on(Arc::new(runtime.clone()));
         let bus = SimBus { runtime: runtime.clone(), faults: Arc::clone(&faults), queues: Arc::default() };

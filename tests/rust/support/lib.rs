@@ -138,7 +138,11 @@ pub fn failing(count: &Count) -> impl FnOnce() -> std::future::Ready<Result<u64,
 }
 
 /// A loader that answers `value` once it may pass the gate, and counts its calls.
-pub fn held(count: &Count, gate: &Gate, value: u64) -> impl FnOnce() -> BoxFuture<'static, Result<u64, Broken>> + Send + 'static {
+pub fn held(
+    count: &Count,
+    gate: &Gate,
+    value: u64,
+) -> impl FnOnce() -> BoxFuture<'static, Result<u64, Broken>> + Send + 'static {
     let (count, gate) = (count.clone(), gate.clone());
     move || {
         Box::pin(async move {

@@ -1,0 +1,31 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint fmt doc sim bench
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup:
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or later, with rustfmt and clippy (https://rustup.rs, or the package rustup)"; exit 1; }
+
+demo: setup ## the main job, told as a story: two nodes, a loader, hits, a remove, a stampede, an outage
+	@cargo run --quiet --package fleetcache-examples --bin demo
+
+test: setup ## everything: lints, documentation, all tests, the simulation, the demo
+	@.ci/all
+
+lint: setup ## formatting and lints
+	cargo fmt --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	cargo clippy --package fleetcache --no-default-features -- -D warnings
+
+fmt: setup ## repair formatting
+	cargo fmt
+
+doc: setup ## the reference, into target/doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --package fleetcache --all-features
+
+sim: setup ## a long simulation; FLEETCACHE_SIM_OPS operations (10^8), FLEETCACHE_SIM_SEED replays one history
+	FLEETCACHE_SIM_OPS=$${FLEETCACHE_SIM_OPS:-100000000} cargo test --release --package fleetcache-tests --test simulation -- --nocapture
+
+bench: setup ## speed against the bare engines and the peers, as ratios
+	cd benches && cargo run --release
