@@ -25,6 +25,18 @@ pub(crate) struct Change {
     pub(crate) ended: Option<(u64, u64)>,
 }
 
+/// A read that has returned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Read {
+    pub(crate) node: usize,
+    pub(crate) key: u64,
+    /// The event and the time at which it began.
+    pub(crate) began: u64,
+    pub(crate) began_at: u64,
+    /// Whether the value was in memory or in the store when the caller had it.
+    pub(crate) kept: bool,
+}
+
 #[derive(Default)]
 pub(crate) struct State {
     event: u64,
@@ -88,9 +100,10 @@ impl Model {
         }
     }
 
-    /// Judges what a read that began at event `began` and time `began_at` on `node` has returned. `bound`: how long
-    /// another node may need to hear of a change, where that is bounded in this run.
-    pub(crate) fn returned(&self, node: usize, key: u64, began: u64, began_at: u64, version: u64, bound: Option<u64>) {
+    /// Judges what a read has returned. `bound`: how long another node may need to hear of a change, where that is
+    /// bounded in this run.
+    pub(crate) fn returned(&self, read: Read, version: u64, bound: Option<u64>) {
+        let Read { node, key, began, began_at, .. } = read;
         let mut state = self.state();
         state.event += 1;
         state.reads += 1;
@@ -110,19 +123,19 @@ impl Model {
             }
         }
         for (at, newer) in state.returned.get(&(node, key)).map_or(&[][..], Vec::as_slice) {
-            let change = changes.iter().find(|change| change.version == *newer);
-            let began_newer = change.map_or(0, |change| change.began);
-            // A loader may see the source ahead of the invalidation that announces it. Where its load has lost the right
-            // to be kept, its callers are answered all the same; the value counts from its invalidation on.
-            let announced = change.is_none_or(|change| change.ended.is_some_and(|(ended, _)| ended < began));
-            if *at < began && *newer > version && announced && !set_at_the_same_time(changes, version, began_newer) {
+            let began_newer = changes.iter().find(|change| change.version == *newer).map_or(0, |change| change.began);
+            if *at < began && *newer > version && !set_at_the_same_time(changes, version, began_newer) {
                 violation = Some(format!("4.4 no going back: {newer} was returned before at event {at}"));
             }
         }
         if let Some(violation) = violation {
             state.violate(format!("node {node} key {key} returned {version} (read began at {began}): {violation}"));
         }
-        state.returned.entry((node, key)).or_default().push((event, version));
+        // A loader may see the source ahead of the invalidation that announces the change. Where its load has lost the
+        // right to be kept, its callers are answered all the same; the value counts from its invalidation on.
+        if read.kept {
+            state.returned.entry((read.node, read.key)).or_default().push((event, version));
+        }
     }
 
     /// Judges what the store holds when an invalidation that reached it has returned.

@@ -7,7 +7,7 @@ use fleetcache::testing::SimRuntime;
 use fleetcache::{EntryOptions, ErrorKind, HybridCache, Loaded, MemoryStore, Runtime, Store};
 
 use crate::faults::{Faults, SharedFaults, SimBus, SimStore};
-use crate::model::{How, Model};
+use crate::model::{How, Model, Read};
 
 /// What a seed decides.
 #[derive(Clone, Debug)]
@@ -189,14 +189,14 @@ impl World {
             60..70 => {
                 let (began, at) = (self.model.event(), self.runtime.now_ms());
                 let found = cache.get(&name(key)).await;
-                self.judge(node, key, began, at, found.map(|found| found.map(|value| *value)));
+                self.judge(node, key, began, at, found.map(|found| found.map(|value| *value))).await;
             }
             70..73 => {
                 let (began, at) = (self.model.event(), self.runtime.now_ms());
                 let names: Vec<_> = (0..self.plan.keys).map(name).collect();
                 let found = cache.get_many(&names).await.unwrap_or_default();
                 for (key, found) in found.into_iter().enumerate() {
-                    self.judge(node, key as u64, began, at, Ok(found.map(|value| *value)));
+                    self.judge(node, key as u64, began, at, Ok(found.map(|value| *value))).await;
                 }
             }
             73..81 => {
@@ -229,13 +229,18 @@ impl World {
         }
     }
 
+    /// The version that the store holds.
+    async fn stored(&self, key: u64) -> Option<u64> {
+        let cell = self.store.get(&format!("fleetcache::{}", name(key))).await.ok().flatten();
+        cell.as_deref().and_then(version_in)
+    }
+
     async fn changed(&self, node: usize, key: u64, version: u64, index: usize, ok: bool) {
         let now = self.runtime.now_ms();
         self.model.changed(key, index, now);
         self.model.note(now, || format!("node {node} has changed key {key} to {version}"));
         if ok && self.plan.store_is_sound() {
-            let cell = self.store.get(&format!("fleetcache::{}", name(key))).await.ok().flatten();
-            if let Some(version) = cell.as_deref().and_then(version_in) {
+            if let Some(version) = self.stored(key).await {
                 self.model.stored(key, version, index);
             }
         }
@@ -271,17 +276,21 @@ impl World {
         } else {
             call.await
         };
-        self.judge(node, key, began, at, outcome.map(|value| Some(*value)));
+        self.judge(node, key, began, at, outcome.map(|value| Some(*value))).await;
     }
 
-    fn judge(&self, node: usize, key: u64, began: u64, began_at: u64, outcome: fleetcache::Result<Option<u64>>) {
+    async fn judge(&self, node: usize, key: u64, began: u64, began_at: u64, outcome: fleetcache::Result<Option<u64>>) {
         let now = self.runtime.now_ms();
         self.model.note(now, || format!("node {node} got key {key} ({began}): {outcome:?}"));
         if now - began_at > 60_000 {
             self.model.state().violate(format!("3.2 a read took {} ms", now - began_at));
         }
         match outcome {
-            Ok(Some(version)) => self.model.returned(node, key, began, began_at, version, self.plan.bound()),
+            Ok(Some(version)) => {
+                let in_memory = self.nodes[node].peek(&name(key)).is_some_and(|held| *held == version);
+                let kept = in_memory || self.stored(key).await == Some(version);
+                self.model.returned(Read { node, key, began, began_at, kept }, version, self.plan.bound());
+            }
             Ok(None) => {}
             Err(error) => {
                 let expected = matches!(error.kind(), ErrorKind::Loader | ErrorKind::Timeout);
@@ -310,7 +319,8 @@ impl World {
                 // Of two sets at once the older may have won.
                 let (began, at) = (self.model.event(), self.runtime.now_ms());
                 if let Some(version) = found.filter(|version| *version != source) {
-                    self.model.returned(number, key, began, at, version, Some(BOUND));
+                    let read = Read { node: number, key, began, began_at: at, kept: true };
+                    self.model.returned(read, version, Some(BOUND));
                 }
             }
         }
