@@ -86,7 +86,7 @@ impl<V: Send + Sync + 'static> Builder<V> {
         self
     }
 
-    /// How many entries this node keeps in memory. Default: 100,000.
+    /// How many entries this node keeps in memory, to within 2%. Default: 100,000.
     #[must_use]
     pub fn capacity(mut self, entries: u64) -> Self {
         self.capacity = Some(entries);

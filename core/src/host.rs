@@ -18,8 +18,8 @@ use crate::cache::HybridCache;
 use crate::engine::{Core, Look, OnDrop, Outcome};
 use crate::error::{Error, Result};
 use crate::flight::{Abandon, Boarded, Deliver, Flight, Flights, Hear, Purpose};
+use crate::fly::{Begun, Plan};
 use crate::loader::{LoadContext, Loaded, Loader};
-use crate::read::{Begun, Plan};
 use crate::sync::Mutex;
 
 /// Where answers for one event loop wait to be taken.

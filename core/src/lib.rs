@@ -5,7 +5,8 @@
 //!
 //! - `cache`: the handle and its calls; `builder` puts the parts together; `options`, `loader` and `codec` are what
 //!   callers say about values
-//! - `read`: the way of a `get`, through `l1`, `flight` (one load per key), `l2` and the loader, and back up
+//! - `read`: the way of a `get`, through `l1`, `flight` (who flies for a key, and who waits), `fly` (find in `l2` or take
+//!   the lease, load, fill) and `landing` (what is answered and kept)
 //! - `write`: the way of a `set` or `remove`, through L2, L1 and the bus
 //! - `coherence`: the way of an invalidation from the bus to L1; `peers` finds gaps, `outbox` sends, `repair` remembers
 //!   what could not be sent, `watermark` kills whole tags and scopes
@@ -28,10 +29,12 @@ mod engine;
 mod entry;
 mod error;
 mod flight;
+mod fly;
 mod health;
 mod key;
 mod l1;
 mod l2;
+mod landing;
 mod loader;
 mod options;
 mod outbox;
@@ -43,6 +46,7 @@ mod scopes;
 mod stats;
 mod store;
 mod sync;
+mod values;
 mod watermark;
 mod wire;
 mod write;

@@ -8,7 +8,7 @@ use crate::entry::{Entry, Lifetime};
 use crate::error::{Error, Result};
 use crate::flight::{Boarded, Filled, Hear, Purpose};
 use crate::l2::cells::Stored;
-use crate::read::checked_tags;
+use crate::values::checked_tags;
 use crate::watermark::{scope_member, tag_member};
 use crate::wire::message::Item;
 

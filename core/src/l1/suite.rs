@@ -47,7 +47,8 @@ fn capacity_bounds_what_is_held_and_what_leaves_is_dropped() {
                 l1.insert(at(&key.to_string()).to_key(), Arc::clone(&token));
             }
             l1.settle();
-            assert!(l1.len() <= capacity, "{} entries for a capacity of {capacity}", l1.len());
+            // Each shard rounds its part up.
+            assert!(l1.len() <= capacity + capacity / 64, "{} entries for a capacity of {capacity}", l1.len());
             assert!(l1.len() >= capacity / 2, "{} entries of {capacity}", l1.len());
             // moka frees what it has evicted at a time of its own.
             if let L1::Quick(_) = l1 {

@@ -239,10 +239,11 @@ impl World {
         let now = self.runtime.now_ms();
         self.model.changed(key, index, now);
         self.model.note(now, || format!("node {node} has changed key {key} to {version}"));
-        if ok && self.plan.store_is_sound() {
-            if let Some(version) = self.stored(key).await {
-                self.model.stored(key, version, index);
-            }
+        if ok
+            && self.plan.store_is_sound()
+            && let Some(version) = self.stored(key).await
+        {
+            self.model.stored(key, version, index);
         }
     }
 
