@@ -27,7 +27,7 @@ use crate::stats::Stats;
 /// let user = cache.get_with("user:1", || db_user(1)).await?;
 /// assert_eq!(*user, "user 1");
 /// cache.remove("user:1").await?;
-/// # fleetcache::Result::Ok(()) }).unwrap();
+/// # Ok::<_, fleetcache::Error>(()) }).unwrap();
 /// ```
 pub struct HybridCache<V> {
     pub(crate) core: Arc<Core<V>>,
