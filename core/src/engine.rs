@@ -112,12 +112,14 @@ impl<V: Send + Sync + 'static> Core<V> {
     /// The whole truth about a key in L1: judges watermarks, silence and time.
     pub(crate) fn look(&self, scope: &Scope, key: &str) -> Look<V> {
         let at = KeyRef { scope: scope.id, text: key };
-        let Some(entry) = self.l1.get(at) else { return Look::Miss };
-        let now = self.runtime.now_ms();
-        if entry.checked != self.marks.generation() && !self.recheck(scope, at, &entry, now) {
-            return Look::Miss;
+        let Some(mut entry) = self.l1.get(at) else { return Look::Miss };
+        if entry.checked != self.marks.generation() {
+            match self.recheck(scope, at, &entry) {
+                Some(judged) => entry = judged,
+                None => return Look::Miss,
+            }
         }
-        match entry.freshness(now) {
+        match entry.freshness(self.runtime.now_ms()) {
             Freshness::Fresh => Look::Fresh(entry),
             Freshness::RefreshAhead | Freshness::Stale => Look::Refresh(entry),
             Freshness::Fallback => Look::Fallback(entry),
@@ -125,38 +127,37 @@ impl<V: Send + Sync + 'static> Core<V> {
         }
     }
 
-    /// Something was invalidated since the entry was last judged: judges it again and remembers a good verdict.
-    fn recheck(&self, scope: &Scope, at: KeyRef<'_>, entry: &Entry<V>, now: u64) -> bool {
-        let silent = self.bus.as_ref().is_some_and(|bus| bus.silent.load(Ordering::Acquire));
-        if silent && self.bus.as_ref().is_some_and(|bus| now.saturating_sub(entry.read_at) >= bus.max_silence) {
-            return false;
-        }
+    /// Something was invalidated since the entry was last judged: judges it again and remembers a good verdict. The
+    /// entry as it may be answered, if it may.
+    fn recheck(&self, scope: &Scope, at: KeyRef<'_>, entry: &Entry<V>) -> Option<Entry<V>> {
         self.flights.locked(at, || {
             let still = self.l1.get(at).is_some_and(|held| Arc::ptr_eq(&held.value, &entry.value));
-            match self.marks.alive(entry, scope.id, &scope.name) {
-                Some(generation) => {
-                    if still && !silent {
-                        self.l1.insert(at.to_key(), Entry { checked: generation, ..entry.clone() });
-                    }
-                    true
-                }
-                None => {
-                    if still {
-                        self.l1.remove(at);
-                    }
-                    false
-                }
+            let judged = self.vouched_for(scope, entry);
+            match &judged {
+                Some(entry) if still => self.l1.insert(at.to_key(), entry.clone()),
+                None if still => self.l1.remove(at),
+                _ => {}
             }
+            judged
         })
+    }
+
+    /// The entry with a good verdict for this generation, unless it is dead by a watermark or a clear.
+    fn vouched_for(&self, scope: &Scope, entry: &Entry<V>) -> Option<Entry<V>> {
+        let checked = self.marks.alive(entry, scope.id, &scope.name)?;
+        let entry = Entry { checked, ..entry.clone() };
+        // A node that hears nothing answers an entry only for so long from the moment it read or loaded it.
+        let silent = self.bus.as_ref().filter(|bus| bus.silent.load(Ordering::Acquire));
+        match silent {
+            Some(bus) => Some(entry.limited(bus.max_silence)),
+            None => Some(entry),
+        }
     }
 
     /// Puts an entry into L1 unless it is dead by a watermark or a clear. Only under the key's lock.
     pub(crate) fn insert(&self, scope: &Scope, key: &str, entry: &Entry<V>) -> bool {
-        let Some(generation) = self.marks.alive(entry, scope.id, &scope.name) else { return false };
-        // While silent, every hit has to be judged by its age, so none is vouched for.
-        let silent = self.bus.as_ref().is_some_and(|bus| bus.silent.load(Ordering::Acquire));
-        let checked = if silent { 0 } else { generation };
-        self.l1.insert(KeyRef { scope: scope.id, text: key }.to_key(), Entry { checked, ..entry.clone() });
+        let Some(entry) = self.vouched_for(scope, entry) else { return false };
+        self.l1.insert(KeyRef { scope: scope.id, text: key }.to_key(), entry);
         true
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::options::Resolved;
 
-/// What L1 holds for a key. 72 bytes beside the value, without a second allocation: a hit copies it out.
+/// What L1 holds for a key. 64 bytes beside the value, without a second allocation: a hit copies it out.
 #[derive(Debug)]
 pub(crate) struct Entry<V> {
     pub(crate) value: Arc<V>,
@@ -13,14 +13,16 @@ pub(crate) struct Entry<V> {
     pub(crate) deadlines: Deadlines,
     /// The highest watermark number this node knew when the value's load began.
     pub(crate) stamp: u64,
-    /// The node's generation when the read or load began: what was cleared since is dead.
-    pub(crate) born: u64,
-    /// The generation at which the entry was last found alive: a hit compares this one number.
+    /// The generation for which the entry is known to be alive: a hit compares this one number. Until it is in L1, the
+    /// generation when its read or load began; what was cleared since is dead.
     pub(crate) checked: u64,
     /// The id of the L2 cell that holds the value, 0 where there is none.
     pub(crate) id: u64,
-    pub(crate) tags: Option<Arc<[Box<str>]>>,
+    pub(crate) tags: Tags,
 }
+
+/// In order, each once. One pointer wide: most entries have none.
+pub(crate) type Tags = Option<Arc<Vec<Box<str>>>>;
 
 impl<V> Clone for Entry<V> {
     fn clone(&self) -> Self {
@@ -59,6 +61,10 @@ pub(crate) enum Freshness {
 pub(crate) const STALE_THROTTLE: u64 = 2_000;
 
 impl<V> Entry<V> {
+    pub(crate) fn tags(&self) -> &[Box<str>] {
+        self.tags.as_ref().map_or(&[], |tags| tags)
+    }
+
     pub(crate) fn freshness(&self, now: u64) -> Freshness {
         // The clock is monotonic, but another thread may have read it a little later than this one.
         let age = clamp(now.saturating_sub(self.read_at));
@@ -74,6 +80,14 @@ impl<V> Entry<V> {
         } else {
             Freshness::Expired
         }
+    }
+
+    /// The same entry, not answered past `age` milliseconds.
+    pub(crate) fn limited(&self, age: u64) -> Self {
+        let most = |deadline: u32| deadline.min(clamp(age));
+        let Deadlines { hot, fresh, stale, fallback } = self.deadlines;
+        let deadlines = Deadlines { hot: most(hot), fresh: most(fresh), stale: most(stale), fallback: most(fallback) };
+        Self { deadlines, ..self.clone() }
     }
 
     /// The same entry, answered without a new load until the throttle time has passed; its windows do not move.

@@ -3,6 +3,9 @@
 mod breaker;
 mod cas;
 pub(crate) mod cells;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -98,8 +98,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
             read_at: begun.at,
             deadlines: lifetime.map(|lifetime| lifetime.deadlines(elapsed, options)).unwrap_or_default(),
             stamp: begun.stamp,
-            born: self.flight.born(),
-            checked: 0,
+            checked: self.flight.born(),
             id: 0,
             tags,
         };

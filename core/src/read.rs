@@ -90,8 +90,7 @@ impl<V: Send + Sync + 'static> Core<V> {
     /// Whether a flight's value was killed by a watermark that this caller already knew when it came: it then starts
     /// over. Those who came before keep the value.
     pub(crate) fn dead_on_arrival(&self, place: &Place, entry: &Entry<V>, horizon: u64) -> bool {
-        let tags = entry.tags.as_deref().unwrap_or(&[]);
-        entry.stamp < horizon && self.marks.dead(entry.stamp, Some(entry.read_at), &place.scope.name, tags)
+        entry.stamp < horizon && self.marks.dead(entry.stamp, Some(entry.read_at), &place.scope.name, entry.tags())
     }
 
     /// Starts a background load for a value that is still answered, unless one is under way.

@@ -64,10 +64,9 @@ impl<V: Send + Sync + 'static> Plan<V> {
             read_at,
             deadlines,
             stamp: header.stamp,
-            born: self.flight.born(),
-            checked: 0,
+            checked: self.flight.born(),
             id: cell.id,
-            tags: (!header.tags.is_empty()).then(|| header.tags.into()),
+            tags: (!header.tags.is_empty()).then(|| Arc::new(header.tags)),
         };
         match entry.freshness(self.core.runtime.now_ms()) {
             Freshness::Expired => Found::Nothing(cell.id),
@@ -118,7 +117,7 @@ impl<V: Send + Sync + 'static> Core<V> {
             stale_until: created.saturating_add(lifetime.stale),
             error_until: created.saturating_add(lifetime.fallback),
             stamp: entry.stamp,
-            tags: entry.tags.as_deref().unwrap_or(&[]).to_vec(),
+            tags: entry.tags().to_vec(),
         };
         let cell = Cell { kind: Kind::Value, id: entry.id, token: NONE, until: 0 };
         Ok(Some(encode_value(&cell, &header, &body, shared.compress_from).into()))
@@ -126,7 +125,7 @@ impl<V: Send + Sync + 'static> Core<V> {
 }
 
 /// Refuses tags that make no sense; in order, each once.
-pub(crate) fn checked_tags(mut tags: Vec<Box<str>>) -> Result<Arc<[Box<str>]>> {
+pub(crate) fn checked_tags(mut tags: Vec<Box<str>>) -> Result<Arc<Vec<Box<str>>>> {
     if tags.len() > MAX_TAGS {
         return Err(Error::config(format!("{} tags are not allowed: give at most {MAX_TAGS}", tags.len())));
     }
@@ -138,5 +137,5 @@ pub(crate) fn checked_tags(mut tags: Vec<Box<str>>) -> Result<Arc<[Box<str>]>> {
     }
     tags.sort_unstable();
     tags.dedup();
-    Ok(tags.into())
+    Ok(Arc::new(tags))
 }

@@ -187,11 +187,13 @@ impl Watermarks {
     /// Whether the entry may be answered, and the generation for which that holds.
     pub(crate) fn alive<V>(&self, entry: &Entry<V>, scope: u32, scope_name: &str) -> Option<u64> {
         let state = self.state.lock();
-        if entry.born < state.cleared || state.cleared_scopes.get(&scope).is_some_and(|cleared| entry.born < *cleared) {
+        if entry.checked < state.cleared
+            || state.cleared_scopes.get(&scope).is_some_and(|cleared| entry.checked < *cleared)
+        {
             return None;
         }
         // What was read from L2 after a member was suspended did not get past `dead`, so its reading time judges it too.
-        if state.dead(entry.stamp, Some(entry.read_at), scope_name, entry.tags.as_deref().unwrap_or(&[])) {
+        if state.dead(entry.stamp, Some(entry.read_at), scope_name, entry.tags()) {
             return None;
         }
         Some(self.generation.load(Ordering::Relaxed))

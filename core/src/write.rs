@@ -28,8 +28,7 @@ impl<V: Send + Sync + 'static> Core<V> {
             read_at: self.runtime.now_ms(),
             deadlines: lifetime.deadlines(0, &place.options),
             stamp: self.marks.known(),
-            born: self.marks.generation(),
-            checked: 0,
+            checked: self.marks.generation(),
             id: 0,
             tags,
         };

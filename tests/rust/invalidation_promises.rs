@@ -384,6 +384,30 @@ fn p5_the_first_sight_of_a_sender_in_the_middle_is_a_gap() {
 }
 
 #[test]
+fn p5_what_was_read_before_the_subscription_stood_is_distrusted() {
+    run(async |runtime| {
+        let gate = Gate::new();
+        let fleet = Fleet::start(&runtime, 1, &options()).await;
+        let (late, faults) = fleetcache_tests::FaultBus::new(fleet.bus.clone(), &runtime);
+        faults.hold_subscribe(&gate);
+        let node = fleetcache::HybridCache::<u64>::builder()
+            .l2(fleet.store.clone())
+            .bus(late)
+            .runtime(std::sync::Arc::new(runtime.clone()))
+            .build()
+            .unwrap();
+        fleet.nodes[0].set("k", 1).await.unwrap();
+        assert_eq!(node.get("k").await.unwrap().as_deref(), Some(&1));
+        let standing = gate.held().await;
+        fleet.nodes[0].remove("k").await.unwrap();
+        assert_eq!(node.health().bus, PartHealth::Down);
+        standing.release();
+        runtime.settle().await;
+        assert_eq!(node.get("k").await.unwrap(), None);
+    });
+}
+
+#[test]
 fn p5_bytes_that_are_no_message_are_a_gap_and_nothing_else() {
     use fleetcache::Bus;
     run(async |runtime| {
@@ -484,6 +508,27 @@ fn p7_a_repair_is_a_remove_never_a_late_set() {
         for node in &fleet.nodes {
             assert_ne!(node.get("k").await.unwrap().as_deref(), Some(&1));
         }
+    });
+}
+
+#[test]
+fn p7_a_key_that_is_listed_again_during_its_repair_stays_listed() {
+    run(async |runtime| {
+        let fleet = Fleet::start(&runtime, 1, &options()).await;
+        let gate = Gate::new();
+        fleet.stores[0].down(true);
+        fleet.nodes[0].remove("k").await.unwrap();
+        fleet.stores[0].down(false);
+        fleet.stores[0].hold_after(Op::Delete, &gate);
+        let standing = gate.held().await;
+        fleet.stores[0].down(true);
+        fleet.nodes[0].remove("k").await.unwrap();
+        standing.release();
+        runtime.settle().await;
+        assert_eq!(fleet.nodes[0].health().repairs, 1, "the second remove has not reached the store");
+        fleet.stores[0].down(false);
+        runtime.advance(ms(20_000)).await;
+        assert!(fleet.nodes[0].health().is_good());
     });
 }
 

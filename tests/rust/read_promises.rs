@@ -215,6 +215,22 @@ fn p3_a_failed_load_holds_the_fleet_off_and_a_cancelled_one_does_not() {
 }
 
 #[test]
+fn p3_while_the_fleet_holds_off_a_stale_value_is_answered_without_a_load() {
+    run(async |runtime| {
+        let options = EntryOptions::new().ttl(ms(100)).stale_if_error(ms(60_000));
+        let fleet = Fleet::start(&runtime, 2, &options).await;
+        let loads = Count::new();
+        fleet.nodes[0].get_with("k", counting(&loads, 1)).await.unwrap();
+        assert_eq!(*fleet.nodes[1].get_with("k", counting(&loads, 1)).await.unwrap(), 1);
+        runtime.advance(ms(150)).await;
+        assert_eq!(*fleet.nodes[0].get_with("k", failing(&loads)).await.unwrap(), 1);
+        runtime.settle().await;
+        assert_eq!(*fleet.nodes[1].get_with("k", failing(&loads)).await.unwrap(), 1);
+        assert_eq!(loads.get(), 2, "the other node did not ask the failing loader again");
+    });
+}
+
+#[test]
 fn p3_a_get_without_a_loader_neither_waits_nor_takes_the_lease() {
     run(async |runtime| {
         let fleet = Fleet::start(&runtime, 2, &EntryOptions::new()).await;

@@ -16,6 +16,7 @@ use crate::sync::Mutex;
 use crate::watermark::{FLOOR, MAX_WATERMARKS};
 use crate::wire::cell::{CELL_LEN, Cell, HOLD, Kind, NONE};
 use crate::wire::value::decode_value;
+use crate::wire::{checked, seal};
 
 /// Kind, id and token: what identifies a cell's content and lease. `until` is behind it, so a renewal does not matter.
 const IDENTITY: usize = CELL_LEN - 8;
@@ -45,14 +46,23 @@ impl StoreCells {
         Ok(self.store.time().await?.unwrap_or_else(|| self.runtime.wall_ms()))
     }
 
-    /// Replaces what begins with `expected`. A store that cannot compare overwrites, and is known for it from then on.
-    async fn replace(&self, key: &str, expected: Option<&[u8]>, value: Bytes, ttl: Duration) -> Result<bool> {
-        if self.fenced() {
-            if let Some(replaced) = self.store.compare_and_set(key, expected, value.clone(), ttl).await? {
-                return Ok(replaced);
-            }
-            self.fenced.store(false, Ordering::Relaxed);
+    /// Replaces what begins with `expected`; `None`, and nothing done, where the store cannot compare. It is known for
+    /// that from then on.
+    async fn compare(&self, key: &str, expected: Option<&[u8]>, value: Bytes, ttl: Duration) -> Result<Option<bool>> {
+        if !self.fenced() {
+            return Ok(None);
+        }
+        let replaced = self.store.compare_and_set(key, expected, value, ttl).await?;
+        if replaced.is_none() && self.fenced.swap(false, Ordering::Relaxed) {
             tracing::warn!("the store cannot compare and set: fills are not fenced (see Health::fenced)");
+        }
+        Ok(replaced)
+    }
+
+    /// The same, but a store that cannot compare overwrites.
+    async fn replace(&self, key: &str, expected: Option<&[u8]>, value: Bytes, ttl: Duration) -> Result<bool> {
+        if let Some(replaced) = self.compare(key, expected, value.clone(), ttl).await? {
+            return Ok(replaced);
         }
         self.store.set(key, value, ttl).await?;
         Ok(true)
@@ -71,9 +81,18 @@ fn lease_cell(token: u64, until: u64) -> Bytes {
     Bytes::copy_from_slice(&Cell { kind: Kind::Lease, id: 0, token, until }.encode())
 }
 
-/// A value's id is never 0: such a cell is not ours.
+/// A value has an id and a lease has none: any other cell is not ours.
 fn readable(bytes: &[u8]) -> Option<Cell> {
-    Cell::decode(bytes).ok().map(|(cell, _)| cell).filter(|cell| cell.kind == Kind::Lease || cell.id != 0)
+    Cell::decode(bytes).ok().map(|(cell, _)| cell).filter(|cell| match cell.kind {
+        Kind::Value => cell.id != 0,
+        Kind::Lease => cell.id == 0,
+        Kind::Watermarks => false,
+    })
+}
+
+/// A number above `known`: the store's time in microseconds, unless numbers are ahead of it.
+fn above(known: u64, now: u64) -> u64 {
+    now.saturating_mul(1000).max(known.saturating_add(1))
 }
 
 /// What a fill of this lease expects to find.
@@ -128,13 +147,14 @@ impl Cells for StoreCells {
                     (Some(&bytes[..CELL_LEN]), relabel(cell, bytes, token, until), ttl, over)
                 }
             };
-            if !self.fenced() {
-                self.granted.lock().insert(token, self.runtime.now_ms().saturating_add(lease));
-                return Ok(Acquired::Won(Lease { token, over }));
+            match self.compare(key, expected, laid, Duration::from_millis(ttl)).await? {
+                Some(false) => continue,
+                Some(true) => {}
+                None => {
+                    self.granted.lock().insert(token, self.runtime.now_ms().saturating_add(lease));
+                }
             }
-            if self.replace(key, expected, laid, Duration::from_millis(ttl)).await? {
-                return Ok(Acquired::Won(Lease { token, over }));
-            }
+            return Ok(Acquired::Won(Lease { token, over }));
         }
         Ok(Acquired::Wait(lease.min(10)))
     }
@@ -161,7 +181,8 @@ impl Cells for StoreCells {
         let now = self.now().await?;
         let ttl = remaining(&bytes, now).max(millis * 2);
         let renewed = relabel(&cell, &bytes, lease.token, now.saturating_add(millis));
-        self.replace(key, Some(&leased(lease)[..IDENTITY]), renewed, Duration::from_millis(ttl)).await
+        let renewed = self.compare(key, Some(&leased(lease)[..IDENTITY]), renewed, Duration::from_millis(ttl)).await?;
+        Ok(renewed.unwrap_or(true))
     }
 
     async fn release(&self, key: &str, lease: Lease, hold: u64) -> Result<()> {
@@ -177,7 +198,7 @@ impl Cells for StoreCells {
         let now = self.now().await?;
         let ttl = remaining(&bytes, now).max(hold).max(1);
         let released = relabel(&cell, &bytes, if hold == 0 { NONE } else { HOLD }, now.saturating_add(hold));
-        self.replace(key, Some(&leased(lease)[..IDENTITY]), released, Duration::from_millis(ttl)).await?;
+        self.compare(key, Some(&leased(lease)[..IDENTITY]), released, Duration::from_millis(ttl)).await?;
         Ok(())
     }
 
@@ -212,7 +233,7 @@ impl Cells for StoreCells {
     async fn invalidate(&self, members: &[String], known: u64) -> Result<u64> {
         let (number, _) = self
             .change_watermarks(|marks, now| {
-                let number = (now * 1000).max(marks.top() + 1).max(known + 1);
+                let number = above(known.max(marks.top()), now);
                 marks.born(number);
                 members.iter().for_each(|member| marks.raise(member, number));
                 Some(number)
@@ -225,7 +246,7 @@ impl Cells for StoreCells {
         let (_, held) = self
             .change_watermarks(|marks, now| {
                 let absent = marks.members.is_empty();
-                marks.born((now * 1000).max(known + 1));
+                marks.born(above(known, now));
                 absent.then_some(0)
             })
             .await?;
@@ -235,7 +256,9 @@ impl Cells for StoreCells {
     }
 
     async fn restore(&self, members: &[(String, u64)]) -> Result<()> {
-        self.change_watermarks(|marks, _| {
+        let known = members.iter().map(|(_, number)| *number).max().unwrap_or(0);
+        self.change_watermarks(|marks, now| {
+            marks.born(above(known, now));
             members.iter().for_each(|(member, number)| marks.raise(member, *number));
             Some(0)
         })
@@ -280,7 +303,8 @@ impl Held {
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (cell, mut rest) = Cell::decode(bytes).ok().filter(|(cell, _)| cell.kind == Kind::Watermarks)?;
+        let (cell, sealed) = Cell::decode(bytes).ok().filter(|(cell, _)| cell.kind == Kind::Watermarks)?;
+        let mut rest = checked(sealed).ok()?;
         let mut members = Vec::new();
         while !rest.is_empty() {
             let (length, tail) = rest.split_first_chunk::<2>()?;
@@ -299,6 +323,7 @@ impl Held {
             bytes.extend_from_slice(&number.to_le_bytes());
             bytes.extend_from_slice(member.as_bytes());
         }
+        seal(&mut bytes, CELL_LEN);
         bytes.into()
     }
 }

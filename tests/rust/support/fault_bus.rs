@@ -27,6 +27,7 @@ struct Faults {
     delay: Duration,
     slow: Duration,
     holding: Option<Gate>,
+    subscribing: Option<Gate>,
     published: Vec<Bytes>,
     received: Vec<Bytes>,
 }
@@ -66,6 +67,11 @@ impl BusFaults {
         self.with(|faults| faults.holding = Some(gate.clone()));
     }
 
+    /// The next subscription stops at the gate.
+    pub fn hold_subscribe(&self, gate: &Gate) {
+        self.with(|faults| faults.subscribing = Some(gate.clone()));
+    }
+
     /// Everything this node has published.
     pub fn published(&self) -> Vec<Bytes> {
         self.with(|faults| faults.published.clone())
@@ -102,6 +108,10 @@ impl Bus for FaultBus {
     }
 
     async fn subscribe(&self) -> Result<Box<dyn Subscription>> {
+        let gate = self.faults.with(|faults| faults.subscribing.take());
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
         let inner = self.inner.subscribe().await?;
         Ok(Box::new(FaultSubscription { inner, faults: self.faults.clone(), runtime: self.runtime.clone() }))
     }

@@ -64,6 +64,8 @@ pub struct Fleet {
     pub runtime: SimRuntime,
     /// The store without faults, to look into.
     pub store: MemoryStore,
+    /// The bus without faults.
+    pub bus: MemoryBus,
     /// The faults of each node's way to the store.
     pub stores: Vec<StoreFaults>,
     /// The faults of each node's way to the bus.
@@ -87,10 +89,10 @@ impl Fleet {
     ) -> Self {
         let store = MemoryStore::on(Arc::new(runtime.clone()));
         let bus = MemoryBus::new();
-        let mut fleet = Self { runtime: runtime.clone(), store, stores: vec![], buses: vec![], nodes: vec![] };
+        let mut fleet = Self { runtime: runtime.clone(), store, bus, stores: vec![], buses: vec![], nodes: vec![] };
         for _ in 0..size {
             let (faulty_store, store_faults) = FaultStore::new(fleet.store.clone(), runtime);
-            let (faulty_bus, bus_faults) = FaultBus::new(bus.clone(), runtime);
+            let (faulty_bus, bus_faults) = FaultBus::new(fleet.bus.clone(), runtime);
             let builder = HybridCache::builder()
                 .options(options)
                 .l2(faulty_store)
