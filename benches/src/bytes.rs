@@ -31,7 +31,8 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const ENTRIES: usize = 1_000_000;
-const CASES: [&str; 5] = ["quick_cache 0.7.0", "fleetcache", "moka 0.12.16 sync", "fleetcache on moka", "foyer-memory 0.22.6"];
+const CASES: [&str; 5] =
+    ["quick_cache 0.7.0", "fleetcache", "moka 0.12.16 sync", "fleetcache on moka", "foyer-memory 0.22.6"];
 
 fn value() -> String {
     "v".repeat(100)
@@ -55,14 +56,18 @@ pub fn measure(case: &str) {
             Box::new(cache)
         }
         "foyer-memory 0.22.6" => {
-            let cache: foyer_memory::Cache<Box<str>, Arc<String>> = foyer_memory::CacheBuilder::new(ENTRIES * 11 / 10).build();
+            let cache: foyer_memory::Cache<Box<str>, Arc<String>> =
+                foyer_memory::CacheBuilder::new(ENTRIES * 11 / 10).build();
             (0..ENTRIES).for_each(|number| drop(cache.insert(key(number).into(), Arc::new(value()))));
             Box::new(cache)
         }
         ours => {
             let engine = if ours == "fleetcache" { EngineKind::QuickCache } else { EngineKind::Moka };
-            let cache: HybridCache<String> =
-                HybridCache::builder().capacity(ENTRIES as u64 * 11 / 10).engine(engine).build().expect("a sound cache");
+            let cache: HybridCache<String> = HybridCache::builder()
+                .capacity(ENTRIES as u64 * 11 / 10)
+                .engine(engine)
+                .build()
+                .expect("a sound cache");
             for number in 0..ENTRIES {
                 futures_util::FutureExt::now_or_never(cache.set(&key(number), value())).expect("at once").expect("set");
             }

@@ -15,7 +15,8 @@ fn share(trace: &[u32], mut hit: impl FnMut(u32) -> bool) -> f64 {
 }
 
 fn ours(trace: &[u32], capacity: usize, engine: EngineKind) -> f64 {
-    let cache: HybridCache<u64> = HybridCache::builder().capacity(capacity as u64).engine(engine).build().expect("a sound cache");
+    let cache: HybridCache<u64> =
+        HybridCache::builder().capacity(capacity as u64).engine(engine).build().expect("a sound cache");
     share(trace, |number| {
         let key = key(number as usize);
         let hit = cache.peek(&key).is_some();
@@ -76,11 +77,15 @@ pub fn table() {
         // Keys that are used once and never again.
         scans.extend((0..20_000).map(|key| (KEYS + chunk * 20_000 + key) as u32));
     }
-    println!("\n### Share of hits\n\n| trace | capacity | fleetcache | fleetcache on moka | foyer-memory 0.22.6 | LRU | optimum |");
+    println!(
+        "\n### Share of hits\n\n| trace | capacity | fleetcache | fleetcache on moka | foyer-memory 0.22.6 | LRU | optimum |"
+    );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     for capacity in [KEYS / 100, KEYS / 10] {
         let cycle: Vec<u32> = (0..LENGTH).map(|step| (step % (capacity * 3 / 2)) as u32).collect();
-        for (name, trace) in [("Zipf 0.9", &zipfian), ("Zipf 0.9 with scans", &scans), ("loop over 1.5 x capacity", &cycle)] {
+        for (name, trace) in
+            [("Zipf 0.9", &zipfian), ("Zipf 0.9 with scans", &scans), ("loop over 1.5 x capacity", &cycle)]
+        {
             let next = next_uses(trace);
             println!(
                 "| {name} | {capacity} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} |",

@@ -1,3 +1,6 @@
+use std::hash::{Hash, Hasher};
+
+use equivalent::Equivalent;
 use foldhash::quality::FixedState;
 use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
@@ -6,24 +9,52 @@ use super::{Capacity, Engine, Scale};
 use crate::key::{Key, KeyRef};
 
 pub(crate) struct Quick<T> {
-    cache: Cache<Key, Held<T>, StoredWeight, FixedState, DropUnlocked>,
+    cache: Cache<Weighed, T, StoredWeight, FixedState, DropUnlocked>,
     scale: Scale<T>,
 }
 
+/// A key and what its entry weighs, in the room of the key alone: 4 GiB is heavy enough.
 #[derive(Clone)]
-struct Held<T> {
-    entry: T,
-    /// In 32 bits, for a smaller entry: 4 GiB is heavy enough.
+struct Weighed {
+    text: Box<str>,
+    scope: u32,
     weight: u32,
+}
+
+impl Weighed {
+    fn key(&self) -> KeyRef<'_> {
+        KeyRef { scope: self.scope, text: &self.text }
+    }
+}
+
+// Two weights of one key are one key.
+impl PartialEq for Weighed {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Weighed {}
+
+impl Hash for Weighed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+impl Equivalent<Weighed> for KeyRef<'_> {
+    fn equivalent(&self, held: &Weighed) -> bool {
+        *self == held.key()
+    }
 }
 
 #[derive(Clone, Copy)]
 struct StoredWeight;
 
-impl<T> Weighter<Key, Held<T>> for StoredWeight {
+impl<T> Weighter<Weighed, T> for StoredWeight {
     #[inline]
-    fn weight(&self, _: &Key, held: &Held<T>) -> u64 {
-        held.weight.into()
+    fn weight(&self, key: &Weighed, _: &T) -> u64 {
+        key.weight.into()
     }
 }
 
@@ -32,14 +63,14 @@ impl<T> Weighter<Key, Held<T>> for StoredWeight {
 #[derive(Clone, Copy)]
 struct DropUnlocked;
 
-impl<T> Lifecycle<Key, Held<T>> for DropUnlocked {
+impl<T> Lifecycle<Weighed, T> for DropUnlocked {
     /// One is the rule, and costs no allocation.
-    type RequestState = (Option<(Key, Held<T>)>, Vec<(Key, Held<T>)>);
+    type RequestState = (Option<(Weighed, T)>, Vec<(Weighed, T)>);
 
-    fn on_evict(&self, (first, others): &mut Self::RequestState, key: Key, held: Held<T>) {
+    fn on_evict(&self, (first, others): &mut Self::RequestState, key: Weighed, entry: T) {
         match first {
-            None => *first = Some((key, held)),
-            Some(_) => others.push((key, held)),
+            None => *first = Some((key, entry)),
+            Some(_) => others.push((key, entry)),
         }
     }
 }
@@ -77,12 +108,13 @@ impl<T: Clone + Send + Sync + 'static> Quick<T> {
 impl<T: Clone + Send + Sync + 'static> Engine<T> for Quick<T> {
     #[inline]
     fn get(&self, key: KeyRef<'_>) -> Option<T> {
-        self.cache.get(&key).map(|held| held.entry)
+        self.cache.get(&key)
     }
 
     fn insert(&self, key: Key, entry: T) {
         let weight = u32::try_from(self.scale.weigh(&key, &entry)).unwrap_or(u32::MAX);
-        self.cache.insert(key, Held { entry, weight });
+        let Key { scope, text } = key;
+        self.cache.insert(Weighed { text, scope, weight }, entry);
     }
 
     fn remove(&self, key: KeyRef<'_>) {

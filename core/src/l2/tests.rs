@@ -1,7 +1,6 @@
 //! The protocol's steps, one by one, on a store in memory and in virtual time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +11,7 @@ use super::cells::{Acquired, Cells, Lease, Stored};
 use crate::error::Result;
 use crate::runtime::Runtime;
 use crate::store::{MemoryStore, Store};
+use crate::sync::Mutex;
 use crate::testing::SimRuntime;
 use crate::watermark::{FLOOR, MAX_WATERMARKS};
 use crate::wire::cell::{CELL_LEN, Cell, HOLD, Kind, NONE};
@@ -317,26 +317,43 @@ fn a_lease_of_another_is_not_released() {
     });
 }
 
-/// Removes the key right before the comparison whose turn it is.
-struct Removing {
+/// Right before the comparison whose turn it is, another node removes the key or puts other bytes under it.
+struct Meddling {
     memory: MemoryStore,
-    comparisons: AtomicU64,
-    turn: AtomicU64,
+    turn: Mutex<Option<(u64, Option<Bytes>)>>,
 }
 
-impl Removing {
+impl Meddling {
     fn new(memory: MemoryStore) -> Self {
-        Self { memory, comparisons: AtomicU64::new(0), turn: AtomicU64::new(0) }
+        Self { memory, turn: Mutex::new(None) }
     }
 
-    /// The comparison after the next `skipped`.
-    fn at(&self, skipped: u64) {
-        self.turn.store(self.comparisons.load(Ordering::Relaxed) + skipped + 1, Ordering::Relaxed);
+    /// Before the comparison after the next `skipped`.
+    fn at(&self, skipped: u64, bytes: Option<Bytes>) {
+        *self.turn.lock() = Some((skipped, bytes));
+    }
+
+    async fn meddle(&self, key: &str, ttl: Duration) -> Result<()> {
+        let bytes = {
+            let mut turn = self.turn.lock();
+            match turn.take() {
+                None => return Ok(()),
+                Some((0, bytes)) => bytes,
+                Some((skipped, bytes)) => {
+                    *turn = Some((skipped - 1, bytes));
+                    return Ok(());
+                }
+            }
+        };
+        match bytes {
+            Some(bytes) => self.memory.set(key, bytes, ttl).await,
+            None => self.memory.delete(key).await,
+        }
     }
 }
 
 #[async_trait]
-impl Store for Removing {
+impl Store for Meddling {
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
         self.memory.get(key).await
     }
@@ -362,9 +379,7 @@ impl Store for Removing {
         value: Bytes,
         ttl: Duration,
     ) -> Result<Option<bool>> {
-        if self.comparisons.fetch_add(1, Ordering::Relaxed) + 1 == self.turn.load(Ordering::Relaxed) {
-            self.memory.delete(key).await?;
-        }
+        self.meddle(key, ttl).await?;
         self.memory.compare_and_set(key, expected, value, ttl).await
     }
 
@@ -375,9 +390,9 @@ impl Store for Removing {
 
 #[test]
 fn the_second_step_of_a_set_that_comes_after_a_remove_brings_nothing_back() {
-    within(Removing::new, async |world| {
+    within(Meddling::new, async |world| {
         world.put(7).await;
-        world.store.at(1);
+        world.store.at(1, None);
         assert_eq!(world.set(8).await, Stored::Superseded);
         assert_eq!(world.memory.get(K).await.unwrap(), None);
     });
@@ -385,9 +400,9 @@ fn the_second_step_of_a_set_that_comes_after_a_remove_brings_nothing_back() {
 
 #[test]
 fn a_remove_before_the_first_step_of_a_set_does_not_keep_it_from_its_end() {
-    within(Removing::new, async |world| {
+    within(Meddling::new, async |world| {
         world.put(7).await;
-        world.store.at(0);
+        world.store.at(0, None);
         assert_eq!(world.set(8).await, Stored::Yes);
         assert_eq!(world.found().await, Some(8));
     });
@@ -395,22 +410,53 @@ fn a_remove_before_the_first_step_of_a_set_does_not_keep_it_from_its_end() {
 
 #[test]
 fn no_step_brings_back_a_value_that_is_removed_while_it_is_worked_on() {
-    within(Removing::new, async |world| {
+    within(Meddling::new, async |world| {
         world.put(7).await;
-        world.store.at(0);
+        world.store.at(0, None);
         assert_eq!(world.won(10, 7).await, Lease { token: 10, over: 0 }, "the second attempt finds nothing");
         assert_eq!(world.found().await, None);
 
         for hold in [None, Some(0), Some(200)] {
             world.put(7).await;
             let lease = world.won(20, 7).await;
-            world.store.at(0);
+            world.store.at(0, None);
             match hold {
                 None => assert!(!world.cells.renew(K, lease, LEASE).await.unwrap()),
                 Some(hold) => world.cells.release(K, lease, hold).await.unwrap(),
             }
             assert_eq!(world.memory.get(K).await.unwrap(), None);
         }
+    });
+}
+
+#[test]
+fn no_step_but_a_set_replaces_a_value_that_another_node_puts_there_meanwhile() {
+    within(Meddling::new, async |world| {
+        let newer = world.value(8);
+        for seen in [0, 7] {
+            for hold in [None, Some(0), Some(200)] {
+                world.remove().await;
+                if seen != 0 {
+                    world.put(seen).await;
+                }
+                let lease = world.won(10, seen).await;
+                world.store.at(0, Some(newer.clone()));
+                match hold {
+                    None => assert!(!world.cells.renew(K, lease, LEASE).await.unwrap()),
+                    Some(hold) => world.cells.release(K, lease, hold).await.unwrap(),
+                }
+                assert_eq!(world.memory.get(K).await.unwrap(), Some(newer.clone()));
+            }
+            world.put(7).await;
+            world.store.at(0, Some(newer.clone()));
+            assert_eq!(world.acquire(20, 7).await, Acquired::Hit(newer.clone()));
+        }
+        world.store.at(1, Some(newer.clone()));
+        assert_eq!(world.set(9).await, Stored::Superseded);
+        assert_eq!(world.found().await, Some(8));
+        world.store.at(0, Some(newer));
+        assert_eq!(world.set(9).await, Stored::Yes);
+        assert_eq!(world.found().await, Some(9));
     });
 }
 
