@@ -272,7 +272,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
     fn leased_for(shared: &SharedTier<V>, bytes: &[u8]) -> Option<u64> {
         let (cell, _) = Cell::decode(bytes).ok()?;
         let now = shared.l2.now_at_most();
-        (shared.l2.fenced() && cell.token > HOLD && cell.until > now).then(|| cell.until - now)
+        (shared.l2.fenced() && cell.token > HOLD && cell.lease_runs(now)).then(|| cell.until - now)
     }
 
     /// A stale value was found in L2 on the way to the lease. L1 takes it, so that later callers have it at once.

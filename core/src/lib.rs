@@ -16,6 +16,9 @@
 //!
 //! What the cache promises, and how it keeps it under races and outages, is told in the project's design notes.
 
+#![cfg_attr(not(test), forbid(unsafe_code))]
+#![cfg_attr(test, deny(unsafe_code))]
+
 pub mod host;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -73,6 +73,24 @@ fn p1_a_load_that_began_before_an_invalidation_of_its_own_node_is_not_kept() {
 }
 
 #[test]
+fn p1_what_was_loading_when_memory_was_cleared_is_not_kept() {
+    run(async |runtime| {
+        let cache = alone(&runtime, &options());
+        for handle in [cache.clone(), cache.scope("s").unwrap()] {
+            let (loads, gate) = (Count::new(), Gate::new());
+            let (answer, ()) = join(handle.get_with("k", held(&loads, &gate, 1)), async {
+                let standing = gate.held().await;
+                handle.clear_memory();
+                standing.release();
+            })
+            .await;
+            assert_eq!(*answer.unwrap(), 1);
+            assert!(handle.peek("k").is_none());
+        }
+    });
+}
+
+#[test]
 fn p1_a_load_that_began_before_another_nodes_invalidation_gets_into_neither_tier() {
     run(async |runtime| {
         for how in [Remove, RemoveMany, Set, RemoveAll, RemoveByTag] {

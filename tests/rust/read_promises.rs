@@ -189,6 +189,22 @@ fn p3_a_lease_whose_holder_died_is_taken_over_when_it_runs_out() {
 }
 
 #[test]
+fn p3_a_lease_that_seems_to_last_for_ever_is_damaged_and_nobody_waits_for_it() {
+    use fleetcache::Store;
+    run(async |runtime| {
+        let fleet = Fleet::start(&runtime, 1, &EntryOptions::new()).await;
+        let mut cell = b"FC\x01L".to_vec();
+        cell.extend_from_slice(&[0; 8]);
+        cell.extend_from_slice(&[7; 8]);
+        cell.extend_from_slice(&[0xff; 8]);
+        fleet.store.set("fleetcache::k", cell.into(), ms(3_600_000)).await.unwrap();
+        let before = runtime.now_ms();
+        assert_eq!(*fleet.nodes[0].get_with("k", counting(&Count::new(), 7)).await.unwrap(), 7);
+        assert!(runtime.now_ms() - before < 100);
+    });
+}
+
+#[test]
 fn p3_a_failed_load_holds_the_fleet_off_and_a_cancelled_one_does_not() {
     run(async |runtime| {
         let fleet = Fleet::start(&runtime, 2, &EntryOptions::new()).await;

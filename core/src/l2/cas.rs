@@ -136,10 +136,10 @@ impl Cells for StoreCells {
                     if cell.kind == Kind::Value && cell.id != seen {
                         return Ok(Acquired::Hit(Bytes::copy_from_slice(bytes)));
                     }
-                    if cell.token == HOLD && cell.until > now && !over_hold {
+                    if cell.token == HOLD && cell.lease_runs(now) && !over_hold {
                         return Ok(Acquired::Held(cell.until - now));
                     }
-                    if cell.token != NONE && cell.token != HOLD && cell.until > now && self.fenced() {
+                    if cell.token != NONE && cell.token != HOLD && cell.lease_runs(now) && self.fenced() {
                         return Ok(Acquired::Wait(cell.until - now));
                     }
                     let ttl = remaining(bytes, now).max(lease * 2);

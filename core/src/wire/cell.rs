@@ -28,7 +28,15 @@ pub(crate) struct Cell {
     pub(crate) until: u64,
 }
 
+/// No lease and no hold lasts longer, in milliseconds: an end further ahead is damaged, and nobody waits for it.
+const LONGEST_LEASE: u64 = 60_000;
+
 impl Cell {
+    /// Whether the lease, or the hold, has not run out.
+    pub(crate) fn lease_runs(&self, now: u64) -> bool {
+        self.until > now && self.until - now <= LONGEST_LEASE
+    }
+
     pub(crate) fn encode(&self) -> [u8; CELL_LEN] {
         let kind = match self.kind {
             Kind::Value => b'V',
