@@ -15,8 +15,9 @@ use crate::key::Key;
 use crate::l1::{Capacity, EngineKind, L1, Weigher};
 use crate::l2::L2;
 use crate::options::EntryOptions;
-use crate::outbox::Outbox;
+use crate::outbox::{Joined, Outbox};
 use crate::peers::{Peers, Sender};
+use crate::recent::Recent;
 use crate::repair::Repairs;
 use crate::runtime::{Runtime, SystemRuntime};
 use crate::scopes::Scopes;
@@ -211,9 +212,21 @@ impl<V: Send + Sync + 'static> Builder<V> {
         }
         let runtime = self.runtime.unwrap_or_else(|| Arc::new(SystemRuntime::current()));
         let max_silence = self.max_bus_silence.as_millis() as u64;
+        let prefix = self.prefix.clone();
+        let shared = self.store.zip(self.codec).map(|(store, codec)| SharedTier {
+            l2: Arc::new(L2::new(store, Arc::clone(&runtime), self.prefix, self.call_timeout)),
+            codec,
+            compress_from: self.compression.then_some(COMPRESS_FROM),
+        });
         let bus = self.bus.map(|bus| {
+            bus.open(&prefix, &runtime);
             let me = Sender { node: runtime.random(), incarnation: runtime.random() };
-            let outbox = Outbox::new(Arc::clone(&bus), Arc::clone(&runtime), me, max_silence / 3, self.call_timeout);
+            let l2 = shared.as_ref().map(|shared| Arc::clone(&shared.l2));
+            let joined = l2.zip(bus.stream()).filter(|(l2, stream)| l2.carries(stream));
+            let joined = joined.map(|(l2, stream)| Joined { l2, stream });
+            let heartbeat = max_silence / 3;
+            let outbox =
+                Outbox::new(Arc::clone(&bus), Arc::clone(&runtime), me, heartbeat, self.call_timeout, joined);
             BusSide {
                 bus,
                 outbox: Arc::new(outbox),
@@ -226,11 +239,6 @@ impl<V: Send + Sync + 'static> Builder<V> {
                 lag: AtomicU64::new(u64::MAX),
             }
         });
-        let shared = self.store.zip(self.codec).map(|(store, codec)| SharedTier {
-            l2: L2::new(store, Arc::clone(&runtime), self.prefix, self.call_timeout),
-            codec,
-            compress_from: self.compression.then_some(COMPRESS_FROM),
-        });
         let scopes = Scopes::new();
         let scope = scopes.named("")?;
         let core = Arc::new(Core {
@@ -239,6 +247,8 @@ impl<V: Send + Sync + 'static> Builder<V> {
             marks: Watermarks::new(),
             scopes,
             repairs: Repairs::default(),
+            recent: Recent::default(),
+            syncing: Mutex::default(),
             shared,
             bus,
             is_null: self.is_null,

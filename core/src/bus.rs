@@ -4,12 +4,19 @@
 //! checks an implementation.
 
 mod memory;
+#[cfg(feature = "redis")]
+mod redis_streams;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::memory::MemoryBus;
+#[cfg(feature = "redis")]
+pub use self::redis_streams::RedisStreamsBus;
 use crate::error::Result;
+use crate::runtime::Runtime;
 
 /// A carrier of messages to every subscriber, the sender's own included.
 ///
@@ -28,8 +35,29 @@ pub trait Bus: Send + Sync + 'static {
         256 * 1024
     }
 
+    /// Told once, before anything else: the prefix of the cache. Nodes of one prefix hear each other; a carrier that
+    /// keeps others apart uses it as the name of its channel.
+    fn open(&self, prefix: &str, runtime: &Arc<dyn Runtime>) {
+        let _ = (prefix, runtime);
+    }
+
     /// Lets go of connections; calls may fail from here on.
     async fn close(&self);
+
+    /// The stream that carries the messages, for a store on the same server. For the crate's buses.
+    #[doc(hidden)]
+    fn stream(&self) -> Option<StreamAt> {
+        None
+    }
+}
+
+/// What [`Bus::stream`] answers.
+#[doc(hidden)]
+#[derive(Clone, Debug)]
+pub struct StreamAt {
+    pub(crate) server: String,
+    pub(crate) key: String,
+    pub(crate) length: usize,
 }
 
 /// One subscriber's stream of deliveries.
@@ -47,4 +75,6 @@ pub enum Delivery {
     Message(Bytes),
     /// Messages may have been lost before this point.
     Gap,
+    /// The carrier is out of reach. What comes next goes on where it stopped, or is a gap.
+    Interrupted,
 }

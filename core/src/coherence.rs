@@ -1,4 +1,4 @@
-//! Invalidations from other nodes, the watch over the bus, and repairs.
+//! Invalidations from other nodes, and the watch over the bus.
 //!
 //! A received message only ever removes, so its order does not matter and repeating it does no harm. Whatever may have
 //! been missed is a gap: L1 is distrusted at once and watermarks are asked for before L2 is believed again.
@@ -19,11 +19,8 @@ use crate::watermark::{scope_member, tag_member};
 use crate::wire::message::{Body, Item, Message, peek_sender};
 
 /// The pause before a failed subscription or repair is tried again: doubled up to the longest.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LONGEST_RETRY: Duration = Duration::from_secs(5);
-
-/// Keys repaired in one step.
-const REPAIR_BATCH: usize = 256;
+pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(100);
+pub(crate) const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
 impl<V: Send + Sync + 'static> Core<V> {
     /// Starts what runs as long as the cache: receiving, heartbeats, watermark polls.
@@ -94,7 +91,7 @@ impl<V: Send + Sync + 'static> Core<V> {
         }
     }
 
-    fn apply(self: &Arc<Self>, item: Item) {
+    pub(crate) fn apply(self: &Arc<Self>, item: Item) {
         match item {
             Item::Key { scope, key, l2_pending } => {
                 // A scope that this process never named has nothing in its L1.
@@ -126,112 +123,9 @@ impl<V: Send + Sync + 'static> Core<V> {
             None => self.marks.raise([(member.as_str(), self.marks.issue())], 0),
         }
     }
-
-    /// Sees that somebody works on the repairs.
-    pub(crate) fn start_repair(self: &Arc<Self>) {
-        if !self.repairs.start_work() {
-            return;
-        }
-        let core = Arc::clone(self);
-        // Where no task can run, the next listing tries again.
-        if self.spawn_owned(async move { core.repair().await }).is_err() {
-            self.repairs.stop_work(|| true);
-        }
-    }
-
-    async fn repair(self: Arc<Self>) {
-        let mut pause = FIRST_RETRY;
-        loop {
-            let idle = || self.scopes.closed().is_empty() && self.marks.suspended().is_empty();
-            if self.repairs.stop_work(idle) {
-                return;
-            }
-            match self.repair_some().await {
-                Ok(()) => pause = FIRST_RETRY,
-                Err(error) => {
-                    tracing::debug!(%error, "a repair failed and is tried again");
-                    self.runtime.sleep(jittered(pause, &*self.runtime)).await;
-                    pause = (pause * 2).min(LONGEST_RETRY);
-                    if self.closed.load(Ordering::Acquire) && pause == LONGEST_RETRY {
-                        tracing::error!(
-                            keys = self.repairs.len(),
-                            "closing with keys that could not be invalidated everywhere"
-                        );
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn repair_some(self: &Arc<Self>) -> Result<()> {
-        for scope in self.scopes.closed() {
-            // Numbers listed from here on are of keys that the watermark may not cover.
-            let before = self.repairs.next_number();
-            self.settle_watermark(scope_member(&scope.name), Item::Scope { scope: (*scope.name).into(), number: None })
-                .await?;
-            self.repairs.forget_scope(scope.id, before);
-            scope.reopen();
-        }
-        for (member, suspension) in self.marks.suspended() {
-            if let Some(item) = member_item(&member) {
-                self.settle_watermark(member.clone(), item).await?;
-            }
-            self.marks.settle(&member, suspension);
-        }
-        let keys = self.repairs.some(REPAIR_BATCH);
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let mut items = Vec::with_capacity(keys.len());
-        let mut store_keys = Vec::with_capacity(keys.len());
-        for (key, _) in &keys {
-            let Some(scope) = self.scopes.by_id(key.scope) else { continue };
-            if let Some(shared) = &self.shared {
-                store_keys.push(shared.l2.key(&scope.name, &key.text));
-            }
-            items.push(Item::Key { scope: (*scope.name).into(), key: key.text.clone(), l2_pending: false });
-        }
-        if let Some(shared) = &self.shared {
-            shared.l2.remove(&store_keys).await.inspect_err(|_| self.counters.l2_errors.add_one())?;
-        }
-        self.announce(items).await?;
-        self.repairs.done(&keys);
-        self.counters.repairs_done.add(keys.len() as u64);
-        Ok(())
-    }
-
-    /// Gets a number for a watermark that waits for one, and tells everyone.
-    async fn settle_watermark(self: &Arc<Self>, member: String, item: Item) -> Result<()> {
-        let number = match &self.shared {
-            Some(shared) => shared.l2.invalidate(std::slice::from_ref(&member), self.marks.known()).await?,
-            None => self.marks.issue(),
-        };
-        self.marks.raise([(member.as_str(), number)], 0);
-        let number = self.shared.is_some().then_some(number);
-        self.announce(vec![match item {
-            Item::Scope { scope, .. } => Item::Scope { scope, number },
-            Item::Tag { scope, tag, .. } => Item::Tag { scope, tag, number },
-            other => other,
-        }])
-        .await
-    }
 }
 
-/// The message that stands for a watermark member.
-fn member_item(member: &str) -> Option<Item> {
-    let (kind, rest) = member.split_once('/')?;
-    let unescape = |scope: &str| scope.replace("%2F", "/").replace("%25", "%").into_boxed_str();
-    match kind {
-        "s" => Some(Item::Scope { scope: unescape(rest), number: None }),
-        "t" => {
-            rest.split_once('/').map(|(scope, tag)| Item::Tag { scope: unescape(scope), tag: tag.into(), number: None })
-        }
-        _ => None,
-    }
-}
-
-fn jittered(pause: Duration, runtime: &dyn Runtime) -> Duration {
+pub(crate) fn jittered(pause: Duration, runtime: &dyn Runtime) -> Duration {
     let millis = pause.as_millis() as u64;
     Duration::from_millis(millis / 2 + runtime.random() % (millis / 2 + 1))
 }
@@ -279,7 +173,15 @@ impl<V: Send + Sync + 'static> Core<V> {
         let Some(bus) = &self.bus else { return false };
         match delivery {
             Ok(Delivery::Message(bytes)) => {
+                if !bus.subscribed.load(Ordering::Acquire) {
+                    self.set_subscribed(true);
+                }
                 self.receive(bus, &bytes);
+                true
+            }
+            Ok(Delivery::Interrupted) => {
+                self.counters.bus_errors.add_one();
+                self.set_subscribed(false);
                 true
             }
             Ok(Delivery::Gap) => {
@@ -316,9 +218,9 @@ impl<V: Send + Sync + 'static> Core<V> {
                 self.counters.bus_errors.add_one();
             }
         }
-        if let Some(shared) = &self.shared {
-            // Also what finds out, on a quiet node, that L2 is back.
-            let _ = self.sync(shared).await;
+        if self.shared.is_some() {
+            // Also what finds out, on a quiet node, that L2 is back, and what tells of a peer that cannot reach the bus.
+            let _ = self.sync().await;
         }
     }
 }

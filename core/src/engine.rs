@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::future::AbortHandle;
+use futures_util::future::{AbortHandle, Shared};
 
 use crate::bus::Bus;
 use crate::codec::Codec;
@@ -18,6 +18,7 @@ use crate::l1::L1;
 use crate::l2::L2;
 use crate::outbox::Outbox;
 use crate::peers::{Peers, Sender};
+use crate::recent::Recent;
 use crate::repair::Repairs;
 use crate::runtime::{BoxFuture, Runtime};
 use crate::scopes::{Scope, Scopes};
@@ -25,6 +26,8 @@ use crate::stats::{Counters, Stats};
 use crate::sync::Mutex;
 use crate::watermark::Watermarks;
 use crate::wire::message::Body;
+
+pub(crate) type Syncing = Shared<BoxFuture<'static, Result<()>>>;
 
 /// How a flight ends: a value, nothing (only where nobody loads), or an error. Shared by all who wait.
 pub(crate) type Outcome<V> = Result<Option<Entry<V>>>;
@@ -36,6 +39,9 @@ pub(crate) struct Core<V> {
     pub(crate) marks: Watermarks,
     pub(crate) scopes: Scopes,
     pub(crate) repairs: Repairs,
+    pub(crate) recent: Recent,
+    /// The question for the fleet's watermarks that is under way, shared by all who need its answer.
+    pub(crate) syncing: Mutex<Option<Syncing>>,
     pub(crate) shared: Option<SharedTier<V>>,
     pub(crate) bus: Option<BusSide>,
     pub(crate) is_null: Option<fn(&V) -> bool>,
@@ -49,7 +55,7 @@ pub(crate) struct Core<V> {
 
 /// The shared store and how values get into it.
 pub(crate) struct SharedTier<V> {
-    pub(crate) l2: L2,
+    pub(crate) l2: Arc<L2>,
     pub(crate) codec: Arc<dyn Codec<V>>,
     pub(crate) compress_from: Option<usize>,
 }
@@ -231,6 +237,7 @@ impl<V: Send + Sync + 'static> Core<V> {
         let l2 = match &self.shared {
             None => PartHealth::Absent,
             Some(shared) if shared.l2.is_down() => PartHealth::Down,
+            Some(shared) if shared.l2.is_refusing() => PartHealth::Degraded,
             Some(_) => PartHealth::Up,
         };
         let bus = match &self.bus {

@@ -21,6 +21,9 @@ pub enum ErrorKind {
     /// The shared store or the bus could not be reached. What was asked may have happened in part and is repaired in
     /// the background; try again if it must be certain now.
     Unavailable,
+    /// The shared store or the bus answered, but refused: it is out of memory, read-only, or does not permit it. See the
+    /// message; trying again helps once that is changed. What was asked is repaired in the background.
+    Refused,
     /// A deadline passed. What was asked may still happen; try again or do without.
     Timeout,
     /// The loader failed. Its own error is the source: [`Error::loader_error`] gives it back.

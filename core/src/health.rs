@@ -29,6 +29,8 @@ pub enum PartHealth {
     Absent,
     /// It answers.
     Up,
+    /// It answers, but refuses changes: it is out of memory, read-only, or does not permit them.
+    Degraded,
     /// It does not, and the cache goes on without it.
     Down,
 }
@@ -36,6 +38,7 @@ pub enum PartHealth {
 impl Health {
     /// Whether everything there is works and nothing waits for repair.
     pub fn is_good(&self) -> bool {
-        self.l2 != PartHealth::Down && self.bus != PartHealth::Down && self.repairs == 0 && self.closed_scopes == 0
+        let works = |part| matches!(part, PartHealth::Absent | PartHealth::Up);
+        works(self.l2) && works(self.bus) && self.repairs == 0 && self.closed_scopes == 0
     }
 }

@@ -9,29 +9,38 @@ mod tests;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use self::breaker::Breaker;
 use self::cas::StoreCells;
-use self::cells::{Acquired, Cells, Lease, Marks, Stored};
-use crate::error::{Error, Result};
+use self::cells::{Acquired, Cells, Lease, Life, Marks, Stored};
+use crate::bus::StreamAt;
+use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{Runtime, timeout};
-use crate::store::Store;
+use crate::store::{NativeStore, Store};
 use crate::sync::Mutex;
 use crate::wire::key::{store_key, system_key};
 
 /// How long a lease lasts without renewal: how long a key waits for a node that died while loading it.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
 
+/// How late this node's clock may be. Milliseconds.
+const COARSE: u64 = 5;
+
 pub(crate) struct L2 {
     cells: Box<dyn Cells>,
     runtime: Arc<dyn Runtime>,
     prefix: Box<str>,
     call_timeout: Duration,
-    breaker: Breaker,
+    /// One for each part of the keys that fails apart from the others.
+    breakers: Box<[Breaker]>,
+    /// The store answers but refuses what would change it.
+    refusing: AtomicBool,
+    /// The highest number that a poll has told of: the next asks for what is above.
+    polled: AtomicU64,
     clock: Mutex<Option<Offset>>,
     /// Whether the watermarks and the store's clock are known well enough to judge what is read. Lost at every gap and
     /// outage; until it is regained, a read asks for them first.
@@ -58,13 +67,18 @@ impl L2 {
         prefix: Box<str>,
         call_timeout: Duration,
     ) -> Self {
-        let cells = StoreCells::new(store, Arc::clone(&runtime), system_key(&prefix, "w"));
+        let cells = match store.native(&prefix, &runtime) {
+            Some(NativeStore(cells)) => cells,
+            None => Box::new(StoreCells::new(store, Arc::clone(&runtime), system_key(&prefix, "w"))),
+        };
         Self {
-            cells: Box::new(cells),
+            breakers: (0..cells.parts()).map(|_| Breaker::default()).collect(),
+            refusing: AtomicBool::new(false),
+            polled: AtomicU64::new(0),
+            cells,
             runtime,
             prefix,
             call_timeout,
-            breaker: Breaker::default(),
             clock: Mutex::new(None),
             synced: Synced { doubts: AtomicU64::new(1), settled: AtomicU64::new(0) },
         }
@@ -79,11 +93,16 @@ impl L2 {
     }
 
     pub(crate) fn is_down(&self) -> bool {
-        self.breaker.is_open()
+        self.breakers.iter().any(Breaker::is_open)
+    }
+
+    pub(crate) fn is_refusing(&self) -> bool {
+        self.refusing.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_synced(&self) -> bool {
-        self.synced.settled.load(Ordering::Acquire) == self.synced.doubts.load(Ordering::Acquire)
+        self.cells.is_settled()
+            && self.synced.settled.load(Ordering::Acquire) == self.synced.doubts.load(Ordering::Acquire)
     }
 
     /// What this node knows of the fleet may be out of date from here on.
@@ -114,8 +133,8 @@ impl L2 {
     }
 
     /// Every call to the store goes through here: refused at once while the circuit is open, ended at the deadline.
-    async fn call<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
-        let Some(permit) = self.breaker.admit(self.runtime.now_ms()) else {
+    async fn call<T>(&self, part: usize, step: impl Future<Output = Result<T>>) -> Result<T> {
+        let Some(permit) = self.breakers[part].admit(self.runtime.now_ms()) else {
             return Err(Error::unavailable(
                 "the shared store failed several times in a row; it is not asked for a moment",
             ));
@@ -125,28 +144,45 @@ impl L2 {
             Err(Error::timeout(format!("the shared store did not answer within {:?}", self.call_timeout)))
         });
         match &outcome {
-            Ok(_) => {
+            Err(error) if error.kind() != ErrorKind::Refused => {
+                if permit.failed(&*self.runtime) {
+                    tracing::warn!(%error, "the shared store is out of reach: going on without it");
+                }
+                self.desync();
+            }
+            // A store that refuses is there.
+            _ => {
                 if permit.succeeded() {
                     tracing::info!("the shared store is back");
                     self.desync();
                 }
             }
-            Err(error) => {
-                if permit.failed(&*self.runtime) {
-                    tracing::warn!(%error, "the shared store is out of reach: going on without it");
-                }
-                self.desync();
+        }
+        outcome
+    }
+
+    /// A step that changes something, which a store that is full or read-only refuses.
+    async fn change<T>(&self, key: &str, step: impl Future<Output = Result<T>>) -> Result<T> {
+        let outcome = self.call(self.cells.part(key), step).await;
+        let refused = outcome.as_ref().err().filter(|error| error.kind() == ErrorKind::Refused);
+        if (refused.is_some() || outcome.is_ok())
+            && self.refusing.swap(refused.is_some(), Ordering::Relaxed) != refused.is_some()
+        {
+            match refused {
+                Some(error) => tracing::warn!(%error, "the shared store refuses changes: going on without them"),
+                None => tracing::info!("the shared store takes changes again"),
             }
         }
         outcome
     }
 
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>> {
-        self.call(self.cells.get(key)).await
+        self.call(self.cells.part(key), self.cells.get(key)).await
     }
 
     pub(crate) async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Bytes>>> {
-        let found = self.call(self.cells.get_many(keys)).await?;
+        let part = keys.first().map_or(0, |key| self.cells.part(key));
+        let found = self.call(part, self.cells.get_many(keys)).await?;
         if found.len() == keys.len() {
             return Ok(found);
         }
@@ -156,48 +192,105 @@ impl L2 {
     pub(crate) async fn acquire(&self, key: &str, seen: u64, over_hold: bool) -> Result<Acquired> {
         // 0 and 1 mean "nobody".
         let token = self.runtime.random() | 2;
-        self.call(self.cells.acquire(key, token, LEASE.as_millis() as u64, seen, over_hold)).await
+        self.change(key, self.cells.acquire(key, token, LEASE.as_millis() as u64, seen, over_hold)).await
     }
 
     pub(crate) async fn fill(&self, key: &str, lease: Lease, cell: Bytes, ttl: Duration) -> Result<bool> {
-        self.call(self.cells.fill(key, lease, cell, ttl)).await
+        self.change(key, self.cells.fill(key, lease, cell, ttl)).await
     }
 
     pub(crate) async fn renew(&self, key: &str, lease: Lease) -> Result<bool> {
-        self.call(self.cells.renew(key, lease, LEASE.as_millis() as u64)).await
+        self.change(key, self.cells.renew(key, lease, LEASE.as_millis() as u64)).await
     }
 
     pub(crate) async fn release(&self, key: &str, lease: Lease, hold: u64) -> Result<()> {
-        self.call(self.cells.release(key, lease, hold)).await
+        self.change(key, self.cells.release(key, lease, hold)).await
     }
 
     pub(crate) async fn set(&self, key: &str, cell: Bytes, ttl: Duration) -> Result<Stored> {
-        let deadline = self.now_at_least().saturating_add(self.call_timeout.as_millis() as u64);
-        self.call(self.cells.set(key, cell, ttl, deadline)).await
+        // Our clock may tick late: a set must not outlive its caller by that.
+        let patience = (self.call_timeout.as_millis() as u64).saturating_sub(COARSE);
+        let deadline = self.now_at_least().saturating_add(patience);
+        self.change(key, self.cells.set(key, cell, ttl, deadline)).await
     }
 
+    /// Removes keys, those of each part together; the last failure, if there was one.
     pub(crate) async fn remove(&self, keys: &[String]) -> Result<()> {
-        self.call(self.cells.remove(keys)).await
+        if self.breakers.len() == 1 {
+            return self.call(0, self.cells.remove(keys)).await;
+        }
+        let mut parts: Vec<Vec<String>> = vec![Vec::new(); self.breakers.len()];
+        keys.iter().for_each(|key| parts[self.cells.part(key)].push(key.clone()));
+        let parts = parts.iter().enumerate().filter(|(_, keys)| !keys.is_empty());
+        let removals = parts.map(|(part, keys)| self.call(part, self.cells.remove(keys)));
+        futures_util::future::join_all(removals).await.into_iter().collect()
+    }
+
+    /// The part a key is in: keys of one part fail together.
+    pub(crate) fn part(&self, key: &str) -> usize {
+        self.cells.part(key)
+    }
+
+    pub(crate) fn carries(&self, stream: &StreamAt) -> bool {
+        self.cells.carries(stream)
+    }
+
+    /// Removes keys and appends the message that says so, in one step.
+    pub(crate) async fn remove_and_append(&self, keys: &[String], stream: &StreamAt, message: Bytes) -> Result<()> {
+        self.call(0, self.cells.remove_and_append(keys, stream, message)).await
     }
 
     pub(crate) async fn invalidate(&self, members: &[String], known: u64) -> Result<u64> {
-        self.call(self.cells.invalidate(members, known)).await
+        self.call(self.part_of_watermarks(), self.cells.invalidate(members, known)).await
     }
 
-    /// Asks for watermarks above `since` and reads the store's clock on the way.
-    pub(crate) async fn poll(&self, since: u64, known: u64) -> Result<Marks> {
+    fn part_of_watermarks(&self) -> usize {
+        self.cells.part(&system_key(&self.prefix, "w"))
+    }
+
+    pub(crate) fn life(&self) -> Life {
+        self.cells.life()
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.cells.is_settled()
+    }
+
+    /// Whether the store may go back in time at all, as far as is known.
+    pub(crate) fn may_go_back(&self) -> bool {
+        self.cells.may_go_back()
+    }
+
+    /// The next poll asks for everything.
+    pub(crate) fn settle_life(&self, life: Life) {
+        self.polled.store(0, Ordering::Release);
+        self.cells.settle(life);
+    }
+
+    pub(crate) async fn lost(&self) -> Result<Option<Duration>> {
+        self.call(self.part_of_watermarks(), self.cells.lost()).await
+    }
+
+    /// Asks for the watermarks that no poll has told of yet, and reads the store's clock on the way.
+    pub(crate) async fn poll(&self, known: u64) -> Result<Marks> {
         let asked = self.runtime.now_ms();
-        let marks = self.call(self.cells.poll(since, known)).await?;
+        let since = self.polled.load(Ordering::Acquire);
+        let marks = self.call(self.part_of_watermarks(), self.cells.poll(since, known)).await?;
         let heard = self.runtime.now_ms();
         // Our clock may tick coarsely; the widest reading of the two moments is the safe one.
         let offset =
-            Offset { low: marks.now.wrapping_sub(heard), high: marks.now.wrapping_sub(asked.saturating_sub(5)) };
+            Offset { low: marks.now.wrapping_sub(heard), high: marks.now.wrapping_sub(asked.saturating_sub(COARSE)) };
         *self.clock.lock() = Some(offset);
         Ok(marks)
     }
 
+    /// What a poll told of is applied.
+    pub(crate) fn heeded(&self, top: u64) {
+        self.polled.store(top, Ordering::Release);
+    }
+
     pub(crate) async fn restore(&self, members: &[(String, u64)]) -> Result<()> {
-        self.call(self.cells.restore(members)).await
+        self.call(self.part_of_watermarks(), self.cells.restore(members)).await
     }
 
     pub(crate) async fn close(&self) {

@@ -43,18 +43,25 @@ mod options;
 mod outbox;
 mod peers;
 mod read;
+mod recent;
+#[cfg(feature = "redis")]
+mod redis;
 mod repair;
+mod repairing;
 mod runtime;
 mod scopes;
 mod stats;
 mod store;
 mod sync;
+mod syncing;
 mod values;
 mod watermark;
 mod wire;
 mod write;
 
 pub use crate::builder::Builder;
+#[cfg(feature = "redis")]
+pub use crate::bus::RedisStreamsBus;
 pub use crate::bus::{Bus, Delivery, MemoryBus, Subscription};
 pub use crate::cache::HybridCache;
 pub use crate::codec::Codec;
@@ -65,8 +72,12 @@ pub use crate::health::{Health, PartHealth};
 pub use crate::l1::EngineKind;
 pub use crate::loader::{LoadContext, Loaded};
 pub use crate::options::{ENTRY_OPTION_NAMES, EntryOptions};
+#[cfg(feature = "redis")]
+pub use crate::redis::RedisConfig;
 pub use crate::runtime::{BoxFuture, Runtime, SystemRuntime};
 pub use crate::stats::Stats;
+#[cfg(feature = "redis")]
+pub use crate::store::RedisStore;
 pub use crate::store::{MemoryStore, Store};
 
 /// The README's example is a test.

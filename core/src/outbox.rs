@@ -1,7 +1,8 @@
 //! Invalidations on their way out: gathered while the last batch is under way, numbered, published in order.
 //!
 //! There is no timer: what comes while a publish is in flight goes together with the next one, so a lone remove leaves
-//! at once and a burst travels in few messages.
+//! at once and a burst travels in few messages. Where bus and store are one server, the removals of the store's keys
+//! travel in the same step as the message that tells of them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +10,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::Shared;
-use hashbrown::HashSet;
+use hashbrown::HashMap;
 
-use crate::bus::Bus;
+use crate::bus::{Bus, StreamAt};
 use crate::error::{Error, Result};
+use crate::l2::L2;
 use crate::peers::Sender;
 use crate::runtime::{BoxFuture, Runtime, timeout};
 use crate::sync::Mutex;
@@ -27,11 +29,19 @@ pub(crate) struct Outbox {
     sender: Sender,
     heartbeat: u64,
     publish_timeout: Duration,
+    joined: Option<Joined>,
     state: Mutex<State>,
 }
 
+/// The store, where its server carries the messages too.
+pub(crate) struct Joined {
+    pub(crate) l2: Arc<L2>,
+    pub(crate) stream: StreamAt,
+}
+
 struct State {
-    waiting: HashSet<Item, foldhash::fast::FixedState>,
+    /// What is to be sent; with the store's key where that has to be removed in the same step.
+    waiting: HashMap<Item, Option<String>, foldhash::fast::FixedState>,
     /// The run that will carry what waits now; there is one while anything waits.
     next: Option<Run>,
     /// The run that is publishing.
@@ -40,7 +50,14 @@ struct State {
     sealed: u64,
     /// A sealed batch that the carrier has not taken. It goes out again as it is, before anything else: a number never
     /// stands for two contents.
-    stuck: Option<Bytes>,
+    stuck: Option<Sealed>,
+}
+
+/// A batch with its number.
+#[derive(Clone)]
+struct Sealed {
+    message: Bytes,
+    removals: Arc<Vec<String>>,
 }
 
 type Run = Shared<BoxFuture<'static, Result<()>>>;
@@ -52,25 +69,38 @@ impl Outbox {
         sender: Sender,
         heartbeat: u64,
         publish_timeout: Duration,
+        joined: Option<Joined>,
     ) -> Self {
-        let waiting = HashSet::with_hasher(foldhash::fast::FixedState::with_seed(runtime.random()));
+        let waiting = HashMap::with_hasher(foldhash::fast::FixedState::with_seed(runtime.random()));
         let state = State { waiting, next: None, current: None, sealed: 0, stuck: None };
-        Self { bus, runtime, sender, heartbeat, publish_timeout, state: Mutex::new(state) }
+        Self { bus, runtime, sender, heartbeat, publish_timeout, joined, state: Mutex::new(state) }
     }
 
     /// Publishes `items`, together with whatever else waits; returns when the carrier has them.
     pub(crate) async fn publish(self: &Arc<Self>, items: impl IntoIterator<Item = Item>) -> Result<()> {
-        let run = {
-            let mut state = self.state.lock();
-            for item in items {
-                if state.waiting.len() >= MAX_WAITING {
-                    return Err(Error::unavailable(format!("{MAX_WAITING} invalidations wait for the bus already")));
-                }
-                state.waiting.insert(item);
+        self.enqueue(items.into_iter().map(|item| (item, None)))?.await
+    }
+
+    /// Whether [`Self::remove`] is there to be used.
+    pub(crate) fn is_joined(&self) -> bool {
+        self.joined.is_some()
+    }
+
+    /// Removes the store's keys and publishes the items that say so, each pair in one atomic step.
+    pub(crate) async fn remove(self: &Arc<Self>, items: impl IntoIterator<Item = (Item, String)>) -> Result<()> {
+        self.enqueue(items.into_iter().map(|(item, key)| (item, Some(key))))?.await
+    }
+
+    fn enqueue(self: &Arc<Self>, items: impl Iterator<Item = (Item, Option<String>)>) -> Result<Run> {
+        let mut state = self.state.lock();
+        for (item, removal) in items {
+            if state.waiting.len() >= MAX_WAITING {
+                return Err(Error::unavailable(format!("{MAX_WAITING} invalidations wait for the bus already")));
             }
-            self.next_run(&mut state)
-        };
-        run.await
+            let waiting = state.waiting.entry(item).or_insert(None);
+            *waiting = removal.or(waiting.take());
+        }
+        Ok(self.next_run(&mut state))
     }
 
     /// Says that this node lives and which number was its last.
@@ -88,10 +118,10 @@ impl Outbox {
             (state.stuck.clone(), self.head(state.sealed))
         };
         if let Some(stuck) = stuck {
-            self.send(stuck).await?;
+            self.send(&stuck).await?;
             self.state.lock().stuck = None;
         }
-        self.send(Message { head, body }.encode().into()).await
+        self.send(&Sealed { message: Message { head, body }.encode().into(), removals: Arc::default() }).await
     }
 
     fn head(&self, sequence: u64) -> Head {
@@ -132,12 +162,12 @@ impl Outbox {
         let outcome = async {
             let stuck = self.state.lock().stuck.clone();
             if let Some(stuck) = stuck {
-                self.send(stuck).await?;
+                self.send(&stuck).await?;
                 self.state.lock().stuck = None;
             }
             while items.peek().is_some() {
                 let batch = self.seal(&mut items);
-                if let Err(error) = self.send(batch.clone()).await {
+                if let Err(error) = self.send(&batch).await {
                     self.state.lock().stuck = Some(batch);
                     return Err(error);
                 }
@@ -150,25 +180,36 @@ impl Outbox {
     }
 
     /// The next batch, as long as the carrier takes, under a new number.
-    fn seal(&self, items: &mut std::iter::Peekable<impl Iterator<Item = Item>>) -> Bytes {
+    fn seal(&self, items: &mut std::iter::Peekable<impl Iterator<Item = (Item, Option<String>)>>) -> Sealed {
         let mut state = self.state.lock();
         let mut batch = BatchEncoder::new(self.bus.message_limit(), self.head(state.sealed + 1));
-        while let Some(item) = items.next_if(|item| batch.try_push(item)) {
-            drop(item);
+        let mut removals = Vec::new();
+        while let Some((_, removal)) = items.next_if(|(item, _)| batch.try_push(item)) {
+            removals.extend(removal);
         }
         if batch.is_empty()
-            && let Some(item) = items.next()
+            && let Some((item, removal)) = items.next()
         {
             // A key longer than the carrier's limit: its whole scope goes from every L1 instead.
             let fits = batch.try_push(&Item::Clear { scope: item.scope().map(Into::into) });
             debug_assert!(fits, "a clear fits into the smallest message a bus may have");
+            removals.extend(removal);
         }
         state.sealed += 1;
-        batch.finish().into()
+        Sealed { message: batch.finish().into(), removals: Arc::new(removals) }
     }
 
-    async fn send(&self, message: Bytes) -> Result<()> {
-        timeout(&*self.runtime, self.publish_timeout, self.bus.publish(message)).await.unwrap_or_else(|| {
+    async fn send(&self, sealed: &Sealed) -> Result<()> {
+        let message = sealed.message.clone();
+        let sent = async {
+            match &self.joined {
+                Some(Joined { l2, stream }) if !sealed.removals.is_empty() => {
+                    l2.remove_and_append(&sealed.removals, stream, message).await
+                }
+                _ => self.bus.publish(message).await,
+            }
+        };
+        timeout(&*self.runtime, self.publish_timeout, sent).await.unwrap_or_else(|| {
             Err(Error::timeout(format!("the bus did not take a message within {:?}", self.publish_timeout)))
         })
     }

@@ -264,22 +264,4 @@ impl<V: Send + Sync + 'static> Core<V> {
         let cells = shared.l2.get_many(keys).await.inspect_err(|_| self.counters.l2_errors.add_one());
         (read_at, cells)
     }
-
-    /// Makes sure that this node knows the fleet's watermarks and the store's clock before it judges a value.
-    pub(crate) async fn in_sync(&self, shared: &SharedTier<V>) -> bool {
-        shared.l2.is_synced() || self.sync(shared).await.is_ok()
-    }
-
-    /// Asks L2 for watermarks and the time; gives back to it what it has lost.
-    pub(crate) async fn sync(&self, shared: &SharedTier<V>) -> Result<()> {
-        let doubts = shared.l2.doubts();
-        let known = self.marks.known();
-        let marks = shared.l2.poll(0, known).await.inspect_err(|_| self.counters.l2_errors.add_one())?;
-        if marks.top < known {
-            shared.l2.restore(&self.marks.all()).await?;
-        }
-        self.marks.raise(marks.members.iter().map(|(member, number)| (member.as_str(), *number)), marks.top);
-        shared.l2.settle(doubts);
-        Ok(())
-    }
 }

@@ -4,14 +4,21 @@
 //! [`store_contract`](crate::testing::store_contract) (feature `testing`) checks an implementation.
 
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::memory::MemoryStore;
+#[cfg(feature = "redis")]
+pub use self::redis::RedisStore;
 use crate::error::Result;
+use crate::l2::cells::Cells;
+use crate::runtime::Runtime;
 
 /// A shared store of bytes by key.
 ///
@@ -65,4 +72,15 @@ pub trait Store: Send + Sync + 'static {
     async fn time(&self) -> Result<Option<u64>> {
         Ok(None)
     }
+
+    /// The protocol's own steps, where the store has better than `compare_and_set` for them. For the crate's stores.
+    #[doc(hidden)]
+    fn native(&self, _prefix: &str, _runtime: &Arc<dyn Runtime>) -> Option<NativeStore> {
+        None
+    }
 }
+
+/// What [`Store::native`] answers.
+#[doc(hidden)]
+#[allow(missing_debug_implementations, reason = "nothing to see")]
+pub struct NativeStore(pub(crate) Box<dyn Cells>);

@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 
 use crate::entry::Entry;
 use crate::sync::Mutex;
+use crate::wire::message::Item;
 
 /// How many watermarks are kept; beyond, the lowest is merged into the floor, which kills a little too much.
 pub(crate) const MAX_WATERMARKS: usize = 10_000;
@@ -26,6 +27,28 @@ pub(crate) fn scope_member(scope: &str) -> String {
 /// The watermark member of a tag in a scope.
 pub(crate) fn tag_member(scope: &str, tag: &str) -> String {
     format!("t/{}/{tag}", escape(scope))
+}
+
+/// The member that stands for one key, where the bus cannot carry its message. It says what the message would: it is no
+/// watermark, and kills nothing by its number.
+pub(crate) fn key_member(scope: &str, key: &str) -> String {
+    format!("k/{}/{key}", escape(scope))
+}
+
+/// The message that a member stands for.
+pub(crate) fn member_item(member: &str) -> Option<Item> {
+    let (kind, rest) = member.split_once('/')?;
+    let unescape = |scope: &str| scope.replace("%2F", "/").replace("%25", "%").into_boxed_str();
+    match kind {
+        "s" => Some(Item::Scope { scope: unescape(rest), number: None }),
+        "t" => {
+            rest.split_once('/').map(|(scope, tag)| Item::Tag { scope: unescape(scope), tag: tag.into(), number: None })
+        }
+        "k" => rest
+            .split_once('/')
+            .map(|(scope, key)| Item::Key { scope: unescape(scope), key: key.into(), l2_pending: false }),
+        _ => None,
+    }
 }
 
 fn escape(scope: &str) -> String {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{Core, Place};
+use crate::engine::{Core, Place, SharedTier};
 use crate::entry::{Entry, Lifetime};
 use crate::error::{Error, Result};
 use crate::flight::{Boarded, Filled, Hear, Purpose};
@@ -70,13 +70,12 @@ impl<V: Send + Sync + 'static> Core<V> {
         let mut superseded = false;
         if let (Some(shared), Some(cell)) = (&self.shared, cell) {
             let store_key = shared.l2.key(&place.scope.name, &key);
-            match shared.l2.set(&store_key, cell, physical).await {
+            self.note_recent(place.at(&key));
+            match self.set_in_l2(shared, &store_key, cell, physical).await {
                 Ok(Stored::Yes) => {}
                 Ok(Stored::Superseded) => superseded = true,
-                Err(error) => {
-                    self.counters.l2_errors.add_one();
-                    failed = Some(error);
-                }
+                Ok(Stored::TooLate) => failed = Some(Error::timeout("the shared store took the value too late")),
+                Err(error) => failed = Some(error),
             }
         }
         // Listed before L1 takes the value: L1 may hold what L2 has not accepted only while the key is listed.
@@ -101,6 +100,20 @@ impl<V: Send + Sync + 'static> Core<V> {
         self.verdict(failed)
     }
 
+    /// Only once what this node knows is up to date: the set is given the store's time to be refused after.
+    async fn set_in_l2(
+        self: &Arc<Self>,
+        shared: &SharedTier<V>,
+        key: &str,
+        cell: bytes::Bytes,
+        physical: Duration,
+    ) -> Result<Stored> {
+        if !self.in_sync(shared).await {
+            return Err(Error::unavailable("the shared store cannot be asked for its time"));
+        }
+        shared.l2.set(key, cell, physical).await.inspect_err(|_| self.counters.l2_errors.add_one())
+    }
+
     pub(crate) async fn remove(self: &Arc<Self>, place: Place, keys: Vec<Box<str>>) -> Result<()> {
         for key in &keys {
             self.usable(key)?;
@@ -116,7 +129,29 @@ impl<V: Send + Sync + 'static> Core<V> {
     async fn remove_shared(self: Arc<Self>, place: Place, keys: Vec<Box<str>>) -> Result<()> {
         keys.iter().for_each(|key| self.drop_local(&place, key));
         let mut failed = None;
+        if let (Some(shared), Some(bus)) = (&self.shared, &self.bus)
+            && bus.outbox.is_joined()
+        {
+            keys.iter().for_each(|key| self.note_recent(place.at(key)));
+            let removals = keys.iter().map(|key| {
+                let item =
+                    Item::Key { scope: (*place.scope.name).into(), key: key.clone(), l2_pending: false };
+                (item, shared.l2.key(&place.scope.name, key))
+            });
+            match bus.outbox.remove(removals).await {
+                Ok(()) => self.counters.invalidations_sent.add(keys.len() as u64),
+                Err(error) => {
+                    // Neither is sure to have happened. The repair does both, the removal first.
+                    self.counters.bus_errors.add_one();
+                    keys.iter().for_each(|key| self.list_for_repair(&place.scope, key));
+                    failed = Some(error);
+                }
+            }
+            keys.iter().for_each(|key| self.drop_local(&place, key));
+            return self.verdict(failed);
+        }
         if let Some(shared) = &self.shared {
+            keys.iter().for_each(|key| self.note_recent(place.at(key)));
             let store_keys: Vec<_> = keys.iter().map(|key| shared.l2.key(&place.scope.name, key)).collect();
             if let Err(error) = shared.l2.remove(&store_keys).await {
                 self.counters.l2_errors.add_one();

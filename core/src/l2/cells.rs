@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::bus::StreamAt;
 use crate::error::Result;
 
 /// The right to load and fill one key, as the store granted it.
@@ -37,6 +38,8 @@ pub(crate) enum Stored {
     Yes,
     /// A later operation on the key came in between: the value was replaced or removed.
     Superseded,
+    /// It reached the store when its caller had given up, or nearly, and was refused.
+    TooLate,
 }
 
 /// The fleet's watermarks as the store has them.
@@ -88,5 +91,52 @@ pub(crate) trait Cells: Send + Sync {
     /// Writes back members that the store has lost.
     async fn restore(&self, members: &[(String, u64)]) -> Result<()>;
 
+    /// In how many parts the keys fail apart from each other, and which one a key is in.
+    fn parts(&self) -> usize {
+        1
+    }
+
+    fn part(&self, _key: &str) -> usize {
+        0
+    }
+
+    /// Whether [`life`](Self::life) ever changes.
+    fn may_go_back(&self) -> bool {
+        false
+    }
+
+    /// The store's life; a new one begins where it may have gone back in time.
+    fn life(&self) -> Life {
+        Life::default()
+    }
+
+    /// Whether the engine has dealt with everything up to the current life. Until then what reads or fills fails.
+    fn is_settled(&self) -> bool {
+        true
+    }
+
+    fn settle(&self, _life: Life) {}
+
+    /// At the beginning of a life: for how long what was written before it may be lost, at most; `None` where that is
+    /// not known. Asked before the first [`poll`](Self::poll) of the life, which leaves word for the next.
+    async fn lost(&self) -> Result<Option<Duration>> {
+        Ok(Some(Duration::ZERO))
+    }
+
+    /// Whether the stream is on the same server, so that a removal and its message can be one step.
+    fn carries(&self, _stream: &StreamAt) -> bool {
+        false
+    }
+
+    /// Removes the keys and appends the message, in one atomic step. Only where [`carries`](Self::carries) says so.
+    async fn remove_and_append(&self, keys: &[String], _stream: &StreamAt, _message: Bytes) -> Result<()> {
+        self.remove(keys).await
+    }
+
     async fn close(&self);
 }
+
+/// A moment in the life of a store's servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Life(pub(crate) u64);
+
