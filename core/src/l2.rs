@@ -1,7 +1,7 @@
 //! The shared tier: store keys, deadlines, the circuit breaker and the store's clock, around the protocol's steps.
 
 mod breaker;
-mod cas;
+pub(crate) mod cas;
 pub(crate) mod cells;
 #[cfg(test)]
 #[cfg(feature = "testing")]

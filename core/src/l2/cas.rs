@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-use super::cells::{Acquired, Cells, Lease, Marks, Stored};
+use super::cells::{Acquired, Cells, IDENTITY, Lease, Marks, Stored};
 use crate::error::{Error, Result};
 use crate::runtime::Runtime;
 use crate::store::Store;
@@ -17,9 +17,6 @@ use crate::watermark::{FLOOR, MAX_WATERMARKS};
 use crate::wire::cell::{CELL_LEN, Cell, HOLD, Kind, NONE};
 use crate::wire::value::decode_value;
 use crate::wire::{checked, seal};
-
-/// Kind, id and token: what identifies a cell's content and lease. `until` is behind it, so a renewal does not matter.
-const IDENTITY: usize = CELL_LEN - 8;
 
 /// How often a step starts over because another node was faster. Each time, somebody else has made progress.
 const ATTEMPTS: usize = 32;
@@ -95,12 +92,6 @@ fn above(known: u64, now: u64) -> u64 {
     now.saturating_mul(1000).max(known.saturating_add(1))
 }
 
-/// What a fill of this lease expects to find.
-fn leased(lease: Lease) -> [u8; CELL_LEN] {
-    let kind = if lease.over == 0 { Kind::Lease } else { Kind::Value };
-    Cell { kind, id: lease.over, token: lease.token, until: 0 }.encode()
-}
-
 /// How much longer the store has to keep the value in `bytes`: to the end of its last window.
 fn remaining(bytes: &[u8], now: u64) -> u64 {
     let end = bytes.get(CELL_LEN..).and_then(|blob| decode_value(blob).ok());
@@ -166,7 +157,7 @@ impl Cells for StoreCells {
                 return Ok(false);
             }
         }
-        self.replace(key, Some(&leased(lease)[..IDENTITY]), cell, ttl).await
+        self.replace(key, Some(&lease.identity()), cell, ttl).await
     }
 
     async fn renew(&self, key: &str, lease: Lease, millis: u64) -> Result<bool> {
@@ -181,7 +172,7 @@ impl Cells for StoreCells {
         let now = self.now().await?;
         let ttl = remaining(&bytes, now).max(millis * 2);
         let renewed = relabel(&cell, &bytes, lease.token, now.saturating_add(millis));
-        let renewed = self.compare(key, Some(&leased(lease)[..IDENTITY]), renewed, Duration::from_millis(ttl)).await?;
+        let renewed = self.compare(key, Some(&lease.identity()), renewed, Duration::from_millis(ttl)).await?;
         Ok(renewed.unwrap_or(true))
     }
 
@@ -198,7 +189,7 @@ impl Cells for StoreCells {
         let now = self.now().await?;
         let ttl = remaining(&bytes, now).max(hold).max(1);
         let released = relabel(&cell, &bytes, if hold == 0 { NONE } else { HOLD }, now.saturating_add(hold));
-        self.compare(key, Some(&leased(lease)[..IDENTITY]), released, Duration::from_millis(ttl)).await?;
+        self.compare(key, Some(&lease.identity()), released, Duration::from_millis(ttl)).await?;
         Ok(())
     }
 
@@ -217,7 +208,7 @@ impl Cells for StoreCells {
             if !self.replace(key, expected, lease_cell(lease.token, until), Duration::from_secs(1)).await? {
                 continue;
             }
-            let filled = self.replace(key, Some(&leased(lease)[..IDENTITY]), cell, ttl).await?;
+            let filled = self.replace(key, Some(&lease.identity()), cell, ttl).await?;
             return Ok(if filled { Stored::Yes } else { Stored::Superseded });
         }
         Err(Error::unavailable(format!("{ATTEMPTS} other writers were faster at one key")))

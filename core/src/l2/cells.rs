@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::bus::StreamAt;
 use crate::error::Result;
+use crate::wire::cell::{CELL_LEN, Cell, Kind};
 
 /// The right to load and fill one key, as the store granted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,20 @@ pub(crate) struct Lease {
     pub(crate) token: u64,
     /// The id of the stale value the lease was laid over; 0 where there was none.
     pub(crate) over: u64,
+}
+
+/// How much of a cell tells it and its lease from others: everything before the lease's end, so a renewal does not matter.
+pub(crate) const IDENTITY: usize = CELL_LEN - 8;
+
+impl Lease {
+    /// What the cell begins with as long as the lease lies on it.
+    pub(crate) fn identity(&self) -> [u8; IDENTITY] {
+        let kind = if self.over == 0 { Kind::Lease } else { Kind::Value };
+        let cell = Cell { kind, id: self.over, token: self.token, until: 0 }.encode();
+        let mut identity = [0; IDENTITY];
+        identity.copy_from_slice(&cell[..IDENTITY]);
+        identity
+    }
 }
 
 /// The answer to a request for a lease.

@@ -1,3 +1,6 @@
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -278,21 +281,21 @@ impl Cells for RedisCells {
 
     async fn fill(&self, key: &str, lease: Lease, cell: Bytes, ttl: Duration) -> Result<bool> {
         let call = FILL.call(key, |command| {
-            command.arg(&lease.token.to_le_bytes()).arg(&cell[..]).arg(millis(ttl));
+            command.arg(&lease.identity()[..]).arg(&cell[..]).arg(millis(ttl));
         });
         Ok(self.settled(&call).await? == Value::Int(1))
     }
 
     async fn renew(&self, key: &str, lease: Lease, millis: u64) -> Result<bool> {
         let call = RENEW.call(key, |command| {
-            command.arg(&lease.token.to_le_bytes()).arg(millis);
+            command.arg(&lease.identity()[..]).arg(millis);
         });
         Ok(self.settled(&call).await? == Value::Int(1))
     }
 
     async fn release(&self, key: &str, lease: Lease, hold: u64) -> Result<()> {
         let call = RELEASE.call(key, |command| {
-            command.arg(&lease.token.to_le_bytes()).arg(hold);
+            command.arg(&lease.identity()[..]).arg(hold);
         });
         self.anyhow(&call).await.map(drop)
     }

@@ -1,6 +1,6 @@
--- Extends a lease. KEYS: the cell. ARGV: token, milliseconds. Answers 0 where it is lost.
+-- Extends a lease. KEYS: the cell. ARGV: the cell's first 20 bytes with its token, milliseconds. Answers 0 where it is lost.
 local key, ms = KEYS[1], tonumber(ARGV[2])
-if redis.pcall('GETRANGE', key, 12, 19) ~= ARGV[1] then
+if redis.pcall('GETRANGE', key, 0, 19) ~= ARGV[1] then
     return 0
 end
 local time = redis.call('TIME')
