@@ -59,8 +59,11 @@ impl<V: Send + Sync + 'static> Core<V> {
     }
 
     async fn ask_l2(self: &Arc<Self>, shared: &SharedTier<V>) -> Result<()> {
-        if !shared.l2.is_settled() {
-            self.recover(shared).await?;
+        // Again where a life begins meanwhile, as the first one does with the connection that asks.
+        for _ in 0..3 {
+            if !shared.l2.is_settled() {
+                self.recover(shared).await?;
+            }
         }
         let doubts = shared.l2.doubts();
         let known = self.marks.known();

@@ -198,7 +198,7 @@ impl RedisConfig {
         password: Option<&str>,
         db: i64,
     ) -> redis::RedisResult<redis::Client> {
-        let mut login = RedisConnectionInfo::default().set_db(db).set_lib_name("fleetcache", env!("CARGO_PKG_VERSION"));
+        let mut login = RedisConnectionInfo::default().set_db(db).set_skip_set_lib_name();
         if let Some(username) = username {
             login = login.set_username(username);
         }

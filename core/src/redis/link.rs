@@ -18,10 +18,17 @@ use crate::sync::Mutex;
 /// A server that restarted from an old snapshot, or took over from a primary whose last writes it never got, brings
 /// removed values back. So each new life of any server counts, and nothing is read or filled in it until the engine has
 /// dealt with that and settled the life.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Lives {
     begun: AtomicU64,
     settled: AtomicU64,
+}
+
+impl Default for Lives {
+    /// Nothing is settled before the first connection.
+    fn default() -> Self {
+        Self { begun: AtomicU64::new(1), settled: AtomicU64::new(0) }
+    }
 }
 
 impl Lives {

@@ -26,7 +26,7 @@ use crate::wire::key::system_key;
 /// ```text
 /// ACL SETUSER cache on >password resetkeys ~fleetcache:* resetchannels -@all
 ///   +get +mget +set +unlink +getrange +setrange +pttl +pexpire +time +eval +evalsha +zadd +zrange +zrem +zcard
-///   +info +select +client|setinfo +multi +exec +xadd
+///   +info +select +multi +exec +xadd
 /// ```
 ///
 /// On a cluster also `+cluster|slots +asking`; for the bus on the same server see

@@ -3,6 +3,7 @@
 mod fault_bus;
 mod fault_store;
 mod gate;
+pub mod real;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 use crate::Failure;
@@ -16,13 +16,16 @@ impl Certificates {
         let folder = TempDir::with_prefix("fleetcache-certificates-")?;
         let write = |name: &str, pem: String| std::fs::write(folder.path().join(name), pem);
         let mut ca = CertificateParams::new(vec![])?;
+        ca.distinguished_name.push(DnType::CommonName, "the tests' authority");
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca_key = KeyPair::generate()?;
         write("ca.pem", ca.self_signed(&ca_key)?.pem())?;
         let issuer = Issuer::new(ca, ca_key);
         for (name, of) in [("server", "127.0.0.1"), ("client", "client")] {
             let key = KeyPair::generate()?;
-            write(&format!("{name}.pem"), CertificateParams::new(vec![of.to_owned()])?.signed_by(&key, &issuer)?.pem())?;
+            let mut certificate = CertificateParams::new(vec![of.to_owned()])?;
+            certificate.distinguished_name.push(DnType::CommonName, name);
+            write(&format!("{name}.pem"), certificate.signed_by(&key, &issuer)?.pem())?;
             write(&format!("{name}.key"), key.serialize_pem())?;
         }
         Ok(Self { folder })
