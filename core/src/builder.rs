@@ -225,8 +225,7 @@ impl<V: Send + Sync + 'static> Builder<V> {
             let joined = l2.zip(bus.stream()).filter(|(l2, stream)| l2.carries(stream));
             let joined = joined.map(|(l2, stream)| Joined { l2, stream });
             let heartbeat = max_silence / 3;
-            let outbox =
-                Outbox::new(Arc::clone(&bus), Arc::clone(&runtime), me, heartbeat, self.call_timeout, joined);
+            let outbox = Outbox::new(Arc::clone(&bus), Arc::clone(&runtime), me, heartbeat, self.call_timeout, joined);
             BusSide {
                 bus,
                 outbox: Arc::new(outbox),

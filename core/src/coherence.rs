@@ -20,7 +20,7 @@ use crate::wire::message::{Body, Item, Message, peek_sender};
 
 /// The pause before a failed subscription or repair is tried again: doubled up to the longest.
 pub(crate) const FIRST_RETRY: Duration = Duration::from_millis(100);
-pub(crate) const LONGEST_RETRY: Duration = Duration::from_secs(5);
+pub(crate) const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 impl<V: Send + Sync + 'static> Core<V> {
     /// Starts what runs as long as the cache: receiving, heartbeats, watermark polls.

@@ -58,6 +58,27 @@ struct Synced {
 struct Offset {
     low: u64,
     high: u64,
+    /// When it was learned.
+    at: u64,
+}
+
+impl Offset {
+    /// What is known with another reading: what both allow, the older one widened by what clocks drift apart. Where they
+    /// contradict each other, a clock was set, and the newer one is right.
+    fn sharpened(older: Option<Self>, newer: Self) -> Self {
+        let Some(older) = older else { return newer };
+        // A thousandth, ten times what an oscillator strays.
+        let drift = newer.at.saturating_sub(older.at) / 1_000 + 1;
+        let (low, high) = (older.low.wrapping_sub(drift), older.high.wrapping_add(drift));
+        // Differences of two clocks, which may be on either side of zero.
+        let less = |a: u64, b: u64| a.wrapping_sub(b).cast_signed() < 0;
+        let both = Self {
+            low: if less(newer.low, low) { low } else { newer.low },
+            high: if less(high, newer.high) { high } else { newer.high },
+            at: newer.at,
+        };
+        if less(both.high, both.low) { newer } else { both }
+    }
 }
 
 impl L2 {
@@ -263,6 +284,8 @@ impl L2 {
 
     /// The next poll asks for everything.
     pub(crate) fn settle_life(&self, life: Life) {
+        // Another server has another clock.
+        *self.clock.lock() = None;
         self.polled.store(0, Ordering::Release);
         self.cells.settle(life);
     }
@@ -278,9 +301,10 @@ impl L2 {
         let marks = self.call(self.part_of_watermarks(), self.cells.poll(since, known)).await?;
         let heard = self.runtime.now_ms();
         // Our clock may tick coarsely; the widest reading of the two moments is the safe one.
-        let offset =
-            Offset { low: marks.now.wrapping_sub(heard), high: marks.now.wrapping_sub(asked.saturating_sub(COARSE)) };
-        *self.clock.lock() = Some(offset);
+        let (low, high) = (marks.now.wrapping_sub(heard), marks.now.wrapping_sub(asked.saturating_sub(COARSE)));
+        let mut clock = self.clock.lock();
+        *clock = Some(Offset::sharpened(*clock, Offset { low, high, at: heard }));
+        drop(clock);
         Ok(marks)
     }
 
@@ -295,5 +319,24 @@ impl L2 {
 
     pub(crate) async fn close(&self) {
         self.cells.close().await;
+    }
+}
+
+#[cfg(test)]
+mod offset_tests {
+    use super::Offset;
+
+    #[test]
+    fn a_slow_answer_does_not_blur_what_a_quick_one_told() {
+        let quick = Offset { low: 1_000, high: 1_002, at: 0 };
+        let slow = Offset { low: 900, high: 1_200, at: 10_000 };
+        let both = Offset::sharpened(Some(quick), slow);
+        assert_eq!((both.low, both.high), (989, 1_013), "widened by the drift of ten seconds");
+        let set = Offset { low: 5_000, high: 5_002, at: 10_000 };
+        let both = Offset::sharpened(Some(quick), set);
+        assert_eq!((both.low, both.high), (5_000, 5_002), "the clock was set");
+        let behind = Offset { low: 2_u64.wrapping_neg(), high: 3, at: 10 };
+        let both = Offset::sharpened(Some(Offset { low: 10_u64.wrapping_neg(), high: 1, at: 0 }), behind);
+        assert_eq!((both.low, both.high), (2_u64.wrapping_neg(), 2), "on both sides of zero");
     }
 }

@@ -71,8 +71,7 @@ impl<V: Send + Sync + 'static> Core<V> {
         if marks.top < known {
             shared.l2.restore(&self.marks.all()).await?;
         }
-        let (keys, members): (Vec<_>, Vec<_>) =
-            marks.members.iter().partition(|(member, _)| member.starts_with("k/"));
+        let (keys, members): (Vec<_>, Vec<_>) = marks.members.iter().partition(|(member, _)| member.starts_with("k/"));
         for (member, _) in keys {
             // A key whose message the bus could not carry. L2 was rid of it before the mark was made.
             if let Some(item @ Item::Key { .. }) = member_item(member) {

@@ -44,9 +44,11 @@ pub(crate) fn member_item(member: &str) -> Option<Item> {
         "t" => {
             rest.split_once('/').map(|(scope, tag)| Item::Tag { scope: unescape(scope), tag: tag.into(), number: None })
         }
-        "k" => rest
-            .split_once('/')
-            .map(|(scope, key)| Item::Key { scope: unescape(scope), key: key.into(), l2_pending: false }),
+        "k" => rest.split_once('/').map(|(scope, key)| Item::Key {
+            scope: unescape(scope),
+            key: key.into(),
+            l2_pending: false,
+        }),
         _ => None,
     }
 }

@@ -134,8 +134,7 @@ impl<V: Send + Sync + 'static> Core<V> {
         {
             keys.iter().for_each(|key| self.note_recent(place.at(key)));
             let removals = keys.iter().map(|key| {
-                let item =
-                    Item::Key { scope: (*place.scope.name).into(), key: key.clone(), l2_pending: false };
+                let item = Item::Key { scope: (*place.scope.name).into(), key: key.clone(), l2_pending: false };
                 (item, shared.l2.key(&place.scope.name, key))
             });
             match bus.outbox.remove(removals).await {

@@ -216,8 +216,9 @@ async fn a_cluster_primary_is_lost_and_replaced() {
         lost.command(&["INFO", "replication"]).is_ok_and(|info| info.contains("master_link_status:up"))
     })
     .await;
-    lost.command(&["CLUSTER", "FAILOVER"]).unwrap();
     eventually("it is the primary again", Duration::from_secs(20), || async {
+        let _ = lost.command(&["CLUSTER", "FAILOVER"]).unwrap();
+        pause(ms(500)).await;
         cluster.holder("fleetcache:!w").is_ok_and(|holder| holder.port() == lost.port())
     })
     .await;
@@ -233,7 +234,15 @@ async fn slots_of_a_cluster_move() {
     let id = |node: &Redis| node.command(&["CLUSTER", "MYID"]).unwrap().trim().to_owned();
     let port = from.port().to_string();
     let moved = std::process::Command::new("redis-cli")
-        .args(["--cluster", "reshard", &format!("127.0.0.1:{port}"), "--cluster-from", &id(from), "--cluster-to", &id(to)])
+        .args([
+            "--cluster",
+            "reshard",
+            &format!("127.0.0.1:{port}"),
+            "--cluster-from",
+            &id(from),
+            "--cluster-to",
+            &id(to),
+        ])
         .args(["--cluster-slots", "3000", "--cluster-yes"])
         .output();
     let moved = tokio::task::spawn_blocking(move || moved.unwrap()).await.unwrap();

@@ -66,7 +66,8 @@ impl RedisStreamsBus {
 
     fn opened(&self) -> &Opened {
         // A bus that is used on its own has the prefix that caches have by default.
-        self.opened.get_or_init(|| self.open_as("fleetcache", &(Arc::new(SystemRuntime::current()) as Arc<dyn Runtime>)))
+        self.opened
+            .get_or_init(|| self.open_as("fleetcache", &(Arc::new(SystemRuntime::current()) as Arc<dyn Runtime>)))
     }
 
     fn open_as(&self, prefix: &str, runtime: &Arc<dyn Runtime>) -> Opened {
@@ -80,7 +81,10 @@ impl RedisStreamsBus {
 
 impl fmt::Debug for RedisStreamsBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisStreamsBus").field("config", &self.config).field("length", &self.length).finish_non_exhaustive()
+        f.debug_struct("RedisStreamsBus")
+            .field("config", &self.config)
+            .field("length", &self.length)
+            .finish_non_exhaustive()
     }
 }
 

@@ -7,7 +7,7 @@ use crate::sync::Mutex;
 const THRESHOLD: u32 = 3;
 /// How long the circuit stays open at first; doubled by each failed probe. Milliseconds.
 const FIRST_WAIT: u64 = 100;
-const LONGEST_WAIT: u64 = 5_000;
+const LONGEST_WAIT: u64 = 2_000;
 
 #[derive(Default)]
 pub(crate) struct Breaker {

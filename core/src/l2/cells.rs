@@ -154,4 +154,3 @@ pub(crate) trait Cells: Send + Sync {
 /// A moment in the life of a store's servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Life(pub(crate) u64);
-

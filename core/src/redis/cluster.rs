@@ -26,7 +26,10 @@ pub(super) fn slot(key: &[u8]) -> u16 {
     });
     let crc = tag.unwrap_or(key).iter().fold(0_u16, |crc, byte| {
         // CRC-16/XMODEM, as the cluster specification has it.
-        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 })
+        (0..8).fold(
+            crc ^ (u16::from(*byte) << 8),
+            |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 },
+        )
     });
     crc % SLOTS as u16
 }
@@ -189,7 +192,9 @@ fn parse(answer: &Value, asked: &Host) -> RedisResult<Vec<(u16, u16, Host)>> {
         Value::Int(number) => Some(*number),
         _ => None,
     };
-    let slot = |value: &Value| number(value).and_then(|slot| u16::try_from(slot).ok()).filter(|slot| usize::from(*slot) < SLOTS);
+    let slot = |value: &Value| {
+        number(value).and_then(|slot| u16::try_from(slot).ok()).filter(|slot| usize::from(*slot) < SLOTS)
+    };
     let range = |value: &Value| {
         let [first, last, primary, ..] = value.as_sequence()? else { return None };
         let [name, port, ..] = primary.as_sequence()? else { return None };

@@ -1,7 +1,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use redis::{ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates};
+use redis::{
+    ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates,
+};
 
 use crate::error::{Error, Result};
 
@@ -45,7 +47,8 @@ pub(super) struct Host {
     pub(super) port: u16,
 }
 
-const SCHEMES: &str = "redis://, rediss://, redis+cluster://, rediss+cluster://, redis+sentinel:// or rediss+sentinel://";
+const SCHEMES: &str =
+    "redis://, rediss://, redis+cluster://, rediss+cluster://, redis+sentinel:// or rediss+sentinel://";
 
 impl RedisConfig {
     /// What the URL says.
@@ -110,11 +113,15 @@ impl RedisConfig {
             connect_timeout: Duration::from_secs(1),
             response_timeout: Duration::from_secs(1),
         };
-        for (name, value) in query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, ""))) {
+        for (name, value) in
+            query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        {
             let value = decoded(value).ok_or_else(|| refused("what is behind ? is percent-encoded"))?;
             let millis = || {
                 let millis = value.parse().ok().filter(|millis| (1..=3_600_000).contains(millis));
-                millis.map(Duration::from_millis).ok_or_else(|| refused(&format!("{name} is 1 to 3600000 milliseconds")))
+                millis
+                    .map(Duration::from_millis)
+                    .ok_or_else(|| refused(&format!("{name} is 1 to 3600000 milliseconds")))
             };
             match name {
                 "connect_timeout" => config.connect_timeout = millis()?,
@@ -213,7 +220,8 @@ impl RedisConfig {
         };
         let info: ConnectionInfo = address.into_connection_info()?;
         // Nagle would hold a request back behind an unanswered one.
-        let info = info.set_redis_settings(login).set_tcp_settings(redis::io::tcp::TcpSettings::default().set_nodelay(true));
+        let info =
+            info.set_redis_settings(login).set_tcp_settings(redis::io::tcp::TcpSettings::default().set_nodelay(true));
         if !self.tls {
             return redis::Client::open(info);
         }
@@ -273,7 +281,11 @@ impl Host {
 
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.name.contains(':') { write!(f, "[{}]:{}", self.name, self.port) } else { write!(f, "{}:{}", self.name, self.port) }
+        if self.name.contains(':') {
+            write!(f, "[{}]:{}", self.name, self.port)
+        } else {
+            write!(f, "{}:{}", self.name, self.port)
+        }
     }
 }
 
@@ -306,12 +318,19 @@ mod tests {
     #[test]
     fn urls_say_where_and_how() {
         let config = RedisConfig::new("redis://localhost").unwrap();
-        assert_eq!((config.mode, config.hosts, config.db, config.tls), (Mode::Standalone, vec![host("localhost", 6379)], 0, false));
+        assert_eq!(
+            (config.mode, config.hosts, config.db, config.tls),
+            (Mode::Standalone, vec![host("localhost", 6379)], 0, false)
+        );
 
-        let config = RedisConfig::new("rediss://user:p%40ss@[::1]:7000/3?connect_timeout=250&response_timeout=2000").unwrap();
+        let config =
+            RedisConfig::new("rediss://user:p%40ss@[::1]:7000/3?connect_timeout=250&response_timeout=2000").unwrap();
         assert_eq!((config.hosts, config.db, config.tls), (vec![host("::1", 7000)], 3, true));
         assert_eq!((config.username.as_deref(), config.password.as_deref()), (Some("user"), Some("p@ss")));
-        assert_eq!((config.connect_timeout, config.response_timeout), (Duration::from_millis(250), Duration::from_secs(2)));
+        assert_eq!(
+            (config.connect_timeout, config.response_timeout),
+            (Duration::from_millis(250), Duration::from_secs(2))
+        );
 
         let config = RedisConfig::new("redis://:secret@a").unwrap();
         assert_eq!((config.username, config.password.as_deref()), (None, Some("secret")));
@@ -349,6 +368,13 @@ mod tests {
         let config = RedisConfig::new("redis://u:secret@a").unwrap();
         assert!(!format!("{config:?}").contains("secret"));
         assert!(config.ca_certificate("x").checked().is_err(), "a certificate without TLS");
-        assert!(RedisConfig::new("rediss://a").unwrap().ca_certificate("no PEM").client_certificate("x", "y").checked().is_err());
+        assert!(
+            RedisConfig::new("rediss://a")
+                .unwrap()
+                .ca_certificate("no PEM")
+                .client_certificate("x", "y")
+                .checked()
+                .is_err()
+        );
     }
 }

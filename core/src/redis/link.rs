@@ -204,6 +204,13 @@ impl Link {
             Ok(Connected { connection, identity })
         });
         let outcome = connected.await.unwrap_or_else(|| Err(too_slow("connecting", &host)));
+        let outcome = outcome.map_err(|error| match error.kind() {
+            // Whatever a server refuses at the door, it cannot be used.
+            ErrorKind::Server(_) | ErrorKind::Extension => {
+                (ErrorKind::AuthenticationFailed, "the server refused the connection", error.to_string()).into()
+            }
+            _ => error,
+        });
         if let Err(error) = &outcome {
             tracing::debug!(%host, %error, "cannot connect to Redis");
         }
@@ -222,16 +229,21 @@ impl Link {
         let version = field("redis_version");
         let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
         if major.is_none_or(|major| major < 7) {
-            return Err((ErrorKind::Client, "the server is too old", format!("{version}: 7.0 or later is needed")).into());
+            return Err(
+                (ErrorKind::Client, "the server is too old", format!("{version}: 7.0 or later is needed")).into()
+            );
         }
         if field("role") != "master" {
-            return Err((ErrorKind::Client, "the server is a replica", "values are read from primaries only".into()).into());
+            return Err(
+                (ErrorKind::Client, "the server is a replica", "values are read from primaries only".into()).into()
+            );
         }
         Ok(Identity { run_id: field("run_id"), history: field("master_replid") })
     }
 
     async fn ask_sentinels(&self, master: &str) -> RedisResult<Host> {
-        let mut failure = (ErrorKind::MasterNameNotFoundBySentinel, "no Sentinel knows the master", master.to_owned()).into();
+        let mut failure =
+            (ErrorKind::MasterNameNotFoundBySentinel, "no Sentinel knows the master", master.to_owned()).into();
         for sentinel in &self.config.hosts {
             // Half of the time for a Sentinel that does not answer, so that there is some left for the next.
             let asked = timeout(&*self.runtime, self.config.connect_timeout / 2, async {

@@ -45,11 +45,7 @@ impl Servers {
 
     /// Sends commands that each concern their own key, one round trip for each server. An answer for each, in order:
     /// the servers that fail do not take the others' answers with them.
-    pub(crate) async fn commands(
-        &self,
-        commands: Vec<(&str, Cmd)>,
-        settled_only: bool,
-    ) -> Vec<RedisResult<Value>> {
+    pub(crate) async fn commands(&self, commands: Vec<(&str, Cmd)>, settled_only: bool) -> Vec<RedisResult<Value>> {
         match &self.kind {
             Kind::One(link) => {
                 let mut pipeline = redis::Pipeline::with_capacity(commands.len());

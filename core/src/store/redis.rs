@@ -114,7 +114,11 @@ impl Store for RedisStore {
         ttl: Duration,
     ) -> Result<Option<bool>> {
         let call = COMPARE_AND_SET.call(key, |command| {
-            command.arg(u8::from(expected.is_some())).arg(expected.unwrap_or_default()).arg(&value[..]).arg(millis(ttl));
+            command
+                .arg(u8::from(expected.is_some()))
+                .arg(expected.unwrap_or_default())
+                .arg(&value[..])
+                .arg(millis(ttl));
         });
         let done = timed(&*self.runtime, self.config.patience(), call.run(&self.servers, false)).await?;
         Ok(Some(done == Value::Int(1)))
@@ -332,22 +336,21 @@ impl Cells for RedisCells {
     }
 
     async fn poll(&self, since: u64, known: u64) -> Result<Marks> {
-        let call = POLL.call(&self.watermarks, |command| {
-            command.arg(since).arg(known);
-        });
-        let answer = self.settled(&call).await?;
-        let marks = marks(answer).ok_or_else(|| nonsense("POLL"))?;
+        // Before the watermarks are made, where they are: who finds them finds the beats.
         let keys = self.reached().await;
         let beats = keys.iter().map(|(key, run_id)| {
-            let mut beat = redis::cmd("SET");
-            beat.arg(key).arg(format!("{} {run_id}", marks.now));
+            let mut beat = redis::cmd("EVAL");
+            beat.arg(include_str!("redis/beat.lua")).arg(1).arg(key).arg(run_id);
             (key.as_str(), beat)
         });
         for failed in self.servers.commands(beats.collect(), true).await.into_iter().filter_map(RedisResult::err) {
             // The next one may succeed; one that is old by then makes a restart look worse than it was.
             tracing::debug!(error = %failed, "a beat did not reach its server");
         }
-        Ok(marks)
+        let call = POLL.call(&self.watermarks, |command| {
+            command.arg(since).arg(known);
+        });
+        marks(self.settled(&call).await?).ok_or_else(|| nonsense("POLL"))
     }
 
     async fn restore(&self, members: &[(String, u64)]) -> Result<()> {
@@ -384,6 +387,12 @@ impl Cells for RedisCells {
     }
 
     async fn lost(&self) -> Result<Option<Duration>> {
+        let there = self.servers.command(&self.watermarks, redis::cmd("ZCARD").arg(&self.watermarks), false).await;
+        if !matches!(there, Ok(Value::Int(1..))) {
+            // No watermarks, and the poll that makes them declares everything dead that is older. Or no server, and the
+            // poll fails.
+            return Ok(Some(Duration::ZERO));
+        }
         let keys = self.reached().await;
         let questions = keys.iter().flat_map(|(key, _)| {
             let mut get = redis::cmd("GET");
@@ -492,9 +501,7 @@ fn marks(answer: Value) -> Option<Marks> {
     let members = members.into_sequence().ok()?;
     let members = members.chunks_exact(2).map(|pair| match pair {
         // What is not text is nobody's tag.
-        [Value::BulkString(member), score] => {
-            Some((String::from_utf8_lossy(member).into_owned(), number(score)?))
-        }
+        [Value::BulkString(member), score] => Some((String::from_utf8_lossy(member).into_owned(), number(score)?)),
         _ => None,
     });
     Some(Marks { now: number(&now)?, top: number(&top)?, members: members.collect::<Option<_>>()? })

@@ -72,7 +72,8 @@ fn another_process_takes_over_from_one_that_was_killed_while_it_loaded() {
     // Both have asked for the lease: they read the key again and again.
     let reads = || -> u64 {
         let stats = server.command(&["INFO", "commandstats"]).unwrap();
-        let get = stats.lines().find_map(|line| line.strip_prefix("cmdstat_get:calls=")?.split(',').next()?.parse().ok());
+        let get =
+            stats.lines().find_map(|line| line.strip_prefix("cmdstat_get:calls=")?.split(',').next()?.parse().ok());
         get.unwrap_or(0)
     };
     fleetcache_services::until("the others wait", || reads() > 20).unwrap();

@@ -75,7 +75,10 @@ async fn a_bus_that_may_not_be_published_to_is_replaced_by_marks_in_the_store() 
     assert_eq!(a.health().bus, PartHealth::Down);
     // Twice the time between two polls, and the machine's.
     for key in ["removed", "set"] {
-        eventually("b hears of it all the same", ms(3_000), || async { b.get(key).await.unwrap().as_deref() != Some(&1) }).await;
+        eventually("b hears of it all the same", ms(3_000), || async {
+            b.get(key).await.unwrap().as_deref() != Some(&1)
+        })
+        .await;
     }
     eventually("a has nothing left to repair", ms(3_000), || async { a.stats().repairs == 0 }).await;
     assert_eq!(b.health().bus, PartHealth::Up, "b hears itself");
@@ -96,7 +99,8 @@ async fn a_wrong_password_leaves_the_loader_and_the_memory() {
         health.l2 == PartHealth::Down && health.bus == PartHealth::Down
     })
     .await;
-    let store = RedisStore::with_config(RedisConfig::new(&format!("redis://:wrong@127.0.0.1:{}", server.port())).unwrap());
+    let store =
+        RedisStore::with_config(RedisConfig::new(&format!("redis://:wrong@127.0.0.1:{}", server.port())).unwrap());
     let error = store.unwrap().get("k").await.unwrap_err().to_string();
     assert!(error.contains("WRONGPASS") || error.to_lowercase().contains("auth"), "{error}");
     assert!(!error.contains(":wrong@"), "{error}");

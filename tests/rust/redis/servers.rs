@@ -134,7 +134,8 @@ async fn many_keys_are_one_round_trip_to_each_server() {
         writer.set(key, 1).await.unwrap();
     }
     let reads = || -> Vec<u64> {
-        let reads = |info: &str| info.lines().find_map(|line| line.strip_prefix("total_reads_processed:")?.trim().parse().ok());
+        let reads =
+            |info: &str| info.lines().find_map(|line| line.strip_prefix("total_reads_processed:")?.trim().parse().ok());
         cluster.nodes().iter().map(|node| reads(&node.command(&["INFO", "stats"]).unwrap()).unwrap()).collect()
     };
     let before = reads();

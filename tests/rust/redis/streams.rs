@@ -117,7 +117,8 @@ async fn a_server_that_restarted_is_a_gap() {
         assert_eq!(next(&mut subscription).await, Delivery::Interrupted);
         server.restart().unwrap();
         assert_eq!(after_interruption(&mut subscription).await, Delivery::Gap);
-        eventually("it can be published to again", ms(3_000), || async { direct.publish(message(1)).await.is_ok() }).await;
+        eventually("it can be published to again", ms(3_000), || async { direct.publish(message(1)).await.is_ok() })
+            .await;
         assert_eq!(next(&mut subscription).await, Delivery::Message(message(1)));
     }
 }
@@ -144,7 +145,9 @@ async fn a_removal_and_its_message_are_one_step() {
     cache.set("k", 1).await.unwrap();
     let calls = |name: &str| -> u64 {
         let stats = server.command(&["INFO", "commandstats"]).unwrap();
-        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls="))?.split(',').next()?.parse().ok());
+        let line = stats
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls="))?.split(',').next()?.parse().ok());
         line.unwrap_or(0)
     };
     let before = calls("exec");

@@ -18,8 +18,8 @@ const KEYS: u64 = 60;
 const LONGEST_READ: Duration = ms(5_000);
 
 /// Within this time of a fault's end nothing stale is served: the silence that is tolerated, the longest pause between
-/// two attempts to connect or to repair (5 s), and the breaker's longest wait (5 s).
-const BOUND: Duration = ms(12_000);
+/// two attempts to connect or to repair (2 s), and the breaker's longest wait (2 s), on a loaded machine.
+const BOUND: Duration = ms(10_000);
 
 #[derive(Default)]
 struct Shared {
@@ -94,8 +94,7 @@ async fn writer(shared: Arc<Shared>, node: HybridCache<u64>, index: u64, writers
         turn += 1;
         let key = (turn * writers + index) % KEYS / writers * writers + index;
         let version = shared.raise(key);
-        let outcome =
-            if turn % 4 == 0 { node.set(&name(key), version).await } else { node.remove(&name(key)).await };
+        let outcome = if turn % 4 == 0 { node.set(&name(key), version).await } else { node.remove(&name(key)).await };
         if let Err(error) = outcome {
             shared.failures.lock().unwrap().push(error.to_string());
         }
@@ -188,7 +187,12 @@ impl Load {
         }
         self.settles(after).await;
         let failures = self.shared.failures.lock().unwrap().clone();
-        assert!(failures.is_empty(), "{after}: {} calls failed: {:?}", failures.len(), &failures[..failures.len().min(3)]);
+        assert!(
+            failures.is_empty(),
+            "{after}: {} calls failed: {:?}",
+            failures.len(),
+            &failures[..failures.len().min(3)]
+        );
         let slowest = ms(self.shared.slowest.swap(0, Ordering::Relaxed));
         assert!(slowest < LONGEST_READ, "{after}: a read took {slowest:?}");
         eprintln!(
@@ -212,7 +216,9 @@ impl Load {
         eventually("no task is left", ms(5_000), || async { tasks() == 0 }).await;
         eventually("no connection is left", ms(5_000), || async {
             let list = server.command(&["CLIENT", "LIST", "TYPE", "normal"]).unwrap();
-            list.lines().filter(|line| !line.trim().is_empty()).count() == 1
+            // The question itself, Sentinels, and nodes of a cluster that move slots are not ours.
+            let foreign = ["cmd=client|list", "name=sentinel", "cmd=restore", "cmd=migrate", "cmd=cluster"];
+            list.lines().all(|line| line.trim().is_empty() || foreign.iter().any(|foreign| line.contains(foreign)))
         })
         .await;
     }

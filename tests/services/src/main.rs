@@ -50,7 +50,8 @@ enum Service {
 fn main() -> Result<(), Failure> {
     let mut services = HashMap::new();
     for line in std::io::stdin().lock().lines() {
-        let answer = serde_json::from_str(&line?).map_err(Failure::from).and_then(|request| serve(&mut services, &request));
+        let answer =
+            serde_json::from_str(&line?).map_err(Failure::from).and_then(|request| serve(&mut services, &request));
         let answer = answer.unwrap_or_else(|error| json!({ "error": error.to_string() }));
         println!("{answer}");
         std::io::stdout().flush()?;

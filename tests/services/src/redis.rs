@@ -39,8 +39,16 @@ impl Redis {
         let port = free_port()?;
         let (tls_port, path) = (port.to_string(), |name: &str| certificates.path(name));
         let mut redis = Self::start_with(&[
-            "--tls-port", &tls_port, "--tls-cert-file", &path("server.pem"), "--tls-key-file", &path("server.key"),
-            "--tls-ca-cert-file", &path("ca.pem"), "--tls-auth-clients", "yes",
+            "--tls-port",
+            &tls_port,
+            "--tls-cert-file",
+            &path("server.pem"),
+            "--tls-key-file",
+            &path("server.key"),
+            "--tls-ca-cert-file",
+            &path("ca.pem"),
+            "--tls-auth-clients",
+            "yes",
         ])?;
         redis.tls_port = Some(port);
         Ok(redis)
@@ -66,7 +74,9 @@ impl Redis {
         let mut ended = None;
         until("Redis answers", || {
             ended = self.process.ended();
-            ended.is_some() || redis_cli(self.port, &["PING"]).is_ok_and(|answer| answer.contains("PONG") || answer.contains("NOAUTH"))
+            ended.is_some()
+                || redis_cli(self.port, &["PING"])
+                    .is_ok_and(|answer| answer.contains("PONG") || answer.contains("NOAUTH"))
         })?;
         ended.map_or(Ok(()), |printed| Err(format!("Redis did not start: {printed}").into()))
     }
@@ -145,9 +155,9 @@ impl RedisCluster {
         until("every node knows the cluster", || {
             cluster.nodes.iter().all(|node| {
                 let sound = node.command(&["CLUSTER", "INFO"]).is_ok_and(|info| info.contains("cluster_state:ok"));
-                let linked = node.command(&["INFO", "replication"]).is_ok_and(|info| {
-                    info.contains("role:master") || info.contains("master_link_status:up")
-                });
+                let linked = node
+                    .command(&["INFO", "replication"])
+                    .is_ok_and(|info| info.contains("role:master") || info.contains("master_link_status:up"));
                 sound && linked
             })
         })?;
@@ -216,7 +226,8 @@ impl RedisSentinel {
         let fleet = Self { primary, replica, sentinels };
         until("the Sentinels know each other and the replica", || {
             fleet.sentinels.iter().all(|(_, port, _)| {
-                let quorum = redis_cli(*port, &["SENTINEL", "CKQUORUM", "main"]).is_ok_and(|answer| answer.starts_with("OK 3"));
+                let quorum =
+                    redis_cli(*port, &["SENTINEL", "CKQUORUM", "main"]).is_ok_and(|answer| answer.starts_with("OK 3"));
                 let replicas = redis_cli(*port, &["SENTINEL", "REPLICAS", "main"]);
                 quorum && replicas.is_ok_and(|replicas| replicas.contains("127.0.0.1"))
             })
@@ -246,5 +257,9 @@ pub fn redis_cli(port: u16, command: &[&str]) -> Result<String, Failure> {
     // A server that is paused would keep it waiting.
     let output = Command::new("timeout").args(["5", "redis-cli", "-p", &port.to_string()]).args(command).output()?;
     let answer = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() { Ok(answer) } else { Err(format!("{answer}{}", String::from_utf8_lossy(&output.stderr)).into()) }
+    if output.status.success() {
+        Ok(answer)
+    } else {
+        Err(format!("{answer}{}", String::from_utf8_lossy(&output.stderr)).into())
+    }
 }
