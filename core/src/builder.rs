@@ -19,7 +19,7 @@ use crate::outbox::{Joined, Outbox};
 use crate::peers::{Peers, Sender};
 use crate::recent::Recent;
 use crate::repair::Repairs;
-use crate::runtime::{Runtime, SystemRuntime};
+use crate::runtime::{Runtime, SharedRun, SystemRuntime};
 use crate::scopes::Scopes;
 use crate::stats::Counters;
 use crate::store::Store;
@@ -247,7 +247,7 @@ impl<V: Send + Sync + 'static> Builder<V> {
             scopes,
             repairs: Repairs::default(),
             recent: Recent::default(),
-            syncing: Mutex::default(),
+            syncing: SharedRun::default(),
             shared,
             bus,
             is_null: self.is_null,

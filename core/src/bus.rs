@@ -54,6 +54,7 @@ pub trait Bus: Send + Sync + 'static {
 /// What [`Bus::stream`] answers.
 #[doc(hidden)]
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "no other bus has one"))]
 pub struct StreamAt {
     pub(crate) server: String,
     pub(crate) key: String,

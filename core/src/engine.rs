@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::future::{AbortHandle, Shared};
+use futures_util::future::AbortHandle;
 
 use crate::bus::Bus;
 use crate::codec::Codec;
@@ -20,14 +20,12 @@ use crate::outbox::Outbox;
 use crate::peers::{Peers, Sender};
 use crate::recent::Recent;
 use crate::repair::Repairs;
-use crate::runtime::{BoxFuture, Runtime};
+use crate::runtime::{BoxFuture, Runtime, SharedRun};
 use crate::scopes::{Scope, Scopes};
 use crate::stats::{Counters, Stats};
 use crate::sync::Mutex;
 use crate::watermark::Watermarks;
 use crate::wire::message::Body;
-
-pub(crate) type Syncing = Shared<BoxFuture<'static, Result<()>>>;
 
 /// How a flight ends: a value, nothing (only where nobody loads), or an error. Shared by all who wait.
 pub(crate) type Outcome<V> = Result<Option<Entry<V>>>;
@@ -41,7 +39,7 @@ pub(crate) struct Core<V> {
     pub(crate) repairs: Repairs,
     pub(crate) recent: Recent,
     /// The question for the fleet's watermarks that is under way, shared by all who need its answer.
-    pub(crate) syncing: Mutex<Option<Syncing>>,
+    pub(crate) syncing: SharedRun<Result<()>>,
     pub(crate) shared: Option<SharedTier<V>>,
     pub(crate) bus: Option<BusSide>,
     pub(crate) is_null: Option<fn(&V) -> bool>,

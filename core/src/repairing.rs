@@ -1,5 +1,6 @@
 //! What could not be sent is sent again until it has reached everyone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -66,22 +67,23 @@ impl<V: Send + Sync + 'static> Core<V> {
             }
             self.marks.settle(&member, suspension);
         }
-        let keys = self.repairs.some(BATCH);
-        let Some(shared) = &self.shared else { return self.repair_keys(keys).await };
         // Keys that fail apart are repaired apart.
-        let part = |key: &(Key, u64)| {
-            self.scopes.by_id(key.0.scope).map(|scope| shared.l2.part(&shared.l2.key(&scope.name, &key.0.text)))
-        };
-        let mut parts: Vec<(Option<usize>, Vec<(Key, u64)>)> = Vec::new();
-        for key in keys {
-            let part = part(&key);
-            match parts.iter_mut().find(|(known, _)| *known == part) {
-                Some((_, keys)) => keys.push(key),
-                None => parts.push((part, vec![key])),
-            }
+        let mut parts: BTreeMap<usize, Vec<(Key, u64)>> = BTreeMap::new();
+        for listed in self.repairs.some(BATCH) {
+            parts.entry(self.part(&listed.0)).or_default().push(listed);
         }
-        let repairs = parts.into_iter().map(|(_, keys)| self.repair_keys(keys));
+        let repairs = parts.into_values().map(|keys| self.repair_keys(keys));
         futures_util::future::join_all(repairs).await.into_iter().collect()
+    }
+
+    fn part(&self, key: &Key) -> usize {
+        let scope = self.scopes.by_id(key.scope);
+        let part = self
+            .shared
+            .as_ref()
+            .zip(scope)
+            .map(|(shared, scope)| shared.l2.part(&shared.l2.key(&scope.name, &key.text)));
+        part.unwrap_or(0)
     }
 
     async fn repair_keys(self: &Arc<Self>, keys: Vec<(Key, u64)>) -> Result<()> {

@@ -5,7 +5,11 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::Shared;
+
 use crate::error::{Error, Result};
+use crate::sync::Mutex;
 
 /// An owned future, as object-safe traits pass it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -53,6 +57,46 @@ pub(crate) async fn first<A, B>(left: impl Future<Output = A>, right: impl Futur
         right.as_mut().poll(cx).map(Either::Right)
     })
     .await
+}
+
+/// Work that many ask for and that runs once: who comes while it runs shares its outcome. It runs as a task of its own, so
+/// that a caller who gives up does not end it for the others.
+pub(crate) struct SharedRun<T>(Mutex<Option<Running<T>>>);
+
+type Running<T> = Shared<BoxFuture<'static, Result<T>>>;
+
+impl<T> Default for SharedRun<T> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> SharedRun<T> {
+    /// The outcome of the run under way, or of `work`. An error where no task can run.
+    pub(crate) async fn join<F: Future<Output = T> + Send + 'static>(
+        &self,
+        runtime: &dyn Runtime,
+        work: impl FnOnce() -> F,
+    ) -> Result<T> {
+        let running = {
+            let mut running = self.0.lock();
+            // One that has ended answered a question that was asked before.
+            match running.clone().filter(|running| running.peek().is_none()) {
+                Some(running) => running,
+                None => {
+                    let (done, outcome) = futures_channel::oneshot::channel();
+                    let work = work();
+                    runtime.spawn(Box::pin(async move {
+                        let _ = done.send(work.await);
+                    }))?;
+                    let outcome: BoxFuture<'static, _> =
+                        Box::pin(async move { outcome.await.map_err(|_| Error::closed()) });
+                    running.insert(outcome.shared()).clone()
+                }
+            }
+        };
+        running.await
+    }
 }
 
 /// Turns a panic of `future` into the panic's message.

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{Core, SharedTier, Syncing};
-use crate::error::{Error, Result};
+use crate::engine::{Core, SharedTier};
+use crate::error::Result;
 use crate::key::KeyRef;
 use crate::recent::REMEMBERED;
 use crate::watermark::{FLOOR, member_item};
@@ -29,33 +29,14 @@ impl<V: Send + Sync + 'static> Core<V> {
     /// Asks L2 for watermarks and the time; gives back to it what it has lost. Who comes while that is under way shares
     /// the answer: after an outage thousands of reads come at once.
     pub(crate) async fn sync(self: &Arc<Self>) -> Result<()> {
-        let syncing = {
-            let mut syncing = self.syncing.lock();
-            let running = syncing.clone().filter(|running| running.peek().is_none());
-            running.unwrap_or_else(|| {
-                let run = self.start_sync();
-                *syncing = Some(run.clone());
-                run
-            })
-        };
-        syncing.await
-    }
-
-    fn start_sync(self: &Arc<Self>) -> Syncing {
-        let (done, outcome) = futures_channel::oneshot::channel();
         let core = Arc::clone(self);
-        let spawned = self.spawn_owned(async move {
-            let outcome = match &core.shared {
+        let ask = || async move {
+            match &core.shared {
                 Some(shared) => core.ask_l2(shared).await,
                 None => Ok(()),
-            };
-            let _ = done.send(outcome);
-        });
-        let run: crate::runtime::BoxFuture<'static, _> = Box::pin(async move {
-            spawned?;
-            outcome.await.unwrap_or_else(|_| Err(Error::closed()))
-        });
-        futures_util::FutureExt::shared(run)
+            }
+        };
+        self.syncing.join(&*self.runtime, ask).await?
     }
 
     async fn ask_l2(self: &Arc<Self>, shared: &SharedTier<V>) -> Result<()> {

@@ -7,13 +7,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::FutureExt;
-use futures_util::future::Shared;
 use redis::{ErrorKind, RedisError, RedisResult, Value};
 
 use super::config::{Host, RedisConfig};
 use super::link::{Link, Lives};
-use crate::runtime::{BoxFuture, Runtime, timeout};
+use crate::runtime::{Runtime, SharedRun, timeout};
 use crate::sync::Mutex;
 
 pub(super) const SLOTS: usize = 16_384;
@@ -41,7 +39,7 @@ pub(super) struct Cluster {
     map: Mutex<Arc<Map>>,
     /// Something showed that the map is out of date.
     doubted: AtomicBool,
-    learning: Mutex<Option<Shared<BoxFuture<'static, Result<(), RedisError>>>>>,
+    learning: SharedRun<RedisResult<()>>,
 }
 
 #[derive(Default)]
@@ -66,7 +64,7 @@ impl Cluster {
             lives,
             map: Mutex::default(),
             doubted: AtomicBool::new(true),
-            learning: Mutex::new(None),
+            learning: SharedRun::default(),
         })
     }
 
@@ -106,31 +104,9 @@ impl Cluster {
 
     /// Asks for the map once, whoever wants it.
     async fn learn(self: &Arc<Self>) -> RedisResult<()> {
-        let learning = {
-            let mut learning = self.learning.lock();
-            let running = learning.clone().filter(|running| running.peek().is_none());
-            running.unwrap_or_else(|| {
-                let run = self.start_learning();
-                *learning = Some(run.clone());
-                run
-            })
-        };
-        learning.await
-    }
-
-    fn start_learning(self: &Arc<Self>) -> Shared<BoxFuture<'static, Result<(), RedisError>>> {
-        let (done, outcome) = futures_channel::oneshot::channel();
         let cluster = Arc::clone(self);
-        let spawned = self.runtime.spawn(Box::pin(async move {
-            let _ = done.send(cluster.ask_for_map().await);
-        }));
-        let run: BoxFuture<'static, _> = Box::pin(async move {
-            if let Err(error) = spawned {
-                return Err((ErrorKind::Client, "cannot connect", error.to_string()).into());
-            }
-            outcome.await.unwrap_or_else(|_| Err((ErrorKind::Client, "the runtime ended").into()))
-        });
-        run.shared()
+        let learned = self.learning.join(&*self.runtime, || async move { cluster.ask_for_map().await }).await;
+        learned.map_err(|error| RedisError::from((ErrorKind::Client, "cannot connect", error.to_string())))?
     }
 
     async fn ask_for_map(&self) -> RedisResult<()> {

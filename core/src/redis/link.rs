@@ -3,14 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::FutureExt;
-use futures_util::future::Shared;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 
 use super::config::{Host, Mode, RedisConfig};
 use crate::l2::cells::Life;
-use crate::runtime::{BoxFuture, Runtime, timeout};
+use crate::runtime::{Runtime, SharedRun, timeout};
 use crate::sync::Mutex;
 
 /// Whether a server's data may have gone back in time.
@@ -70,18 +68,16 @@ pub(super) struct Link {
     /// The server; with Sentinels, whoever they say it is.
     host: Option<Host>,
     lives: Arc<Lives>,
+    connecting: SharedRun<RedisResult<Arc<Live>>>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     live: Option<Arc<Live>>,
-    connecting: Option<Connecting>,
     identity: Option<Identity>,
     closed: bool,
 }
-
-type Connecting = Shared<BoxFuture<'static, Result<Arc<Live>, RedisError>>>;
 
 struct Live {
     connected: Connected,
@@ -96,7 +92,7 @@ impl Link {
         host: Option<Host>,
         lives: Arc<Lives>,
     ) -> Arc<Self> {
-        Arc::new(Self { config, runtime, host, lives, state: Mutex::default() })
+        Arc::new(Self { config, runtime, host, lives, connecting: SharedRun::default(), state: Mutex::default() })
     }
 
     /// Sends one command. `settled_only`: not in a life that the engine has not settled.
@@ -137,57 +133,39 @@ impl Link {
     }
 
     async fn live(self: &Arc<Self>) -> RedisResult<Arc<Live>> {
-        let connecting = {
-            let mut state = self.state.lock();
+        {
+            let state = self.state.lock();
             if let Some(live) = &state.live {
                 return Ok(Arc::clone(live));
             }
             if state.closed {
                 return Err((ErrorKind::Client, "the connection was closed").into());
             }
-            if state.connecting.is_none() {
-                state.connecting = Some(self.start_connecting());
-            }
-            state.connecting.clone()
-        };
-        match connecting {
-            Some(connecting) => connecting.await,
-            None => Err((ErrorKind::Client, "no connection").into()),
         }
+        let link = Arc::clone(self);
+        let live = self.connecting.join(&*self.runtime, || async move { link.renew().await }).await;
+        live.map_err(|error| RedisError::from((ErrorKind::Client, "cannot connect", error.to_string())))?
     }
 
-    /// Connects in a task of its own, so that a caller who gives up does not end it for the others.
-    fn start_connecting(self: &Arc<Self>) -> Connecting {
-        let (done, outcome) = futures_channel::oneshot::channel();
-        let link = Arc::clone(self);
-        let task = async move {
-            let connected = link.connect().await;
-            let mut state = link.state.lock();
-            state.connecting = None;
-            let outcome = connected.map(|connected| {
-                if state.identity.as_ref() != Some(&connected.identity) {
-                    state.identity = Some(connected.identity.clone());
-                    // Invariant: counted before the connection is there to be used, so that no command reaches a new
-                    // life unnoticed.
-                    link.lives.begin();
-                }
-                let live = Arc::new(Live { connected, unanswered_since: AtomicU64::new(0) });
-                if !state.closed {
-                    state.live = Some(Arc::clone(&live));
-                }
-                live
-            });
-            drop(state);
-            let _ = done.send(outcome);
-        };
-        let spawned = self.runtime.spawn(Box::pin(task));
-        let connecting: BoxFuture<'static, _> = Box::pin(async move {
-            if let Err(error) = spawned {
-                return Err((ErrorKind::Client, "cannot connect", error.to_string()).into());
-            }
-            outcome.await.unwrap_or_else(|_| Err((ErrorKind::Client, "the runtime ended").into()))
-        });
-        connecting.shared()
+    /// A new shared connection, unless somebody made one meanwhile.
+    async fn renew(&self) -> RedisResult<Arc<Live>> {
+        let there = self.state.lock().live.clone();
+        if let Some(live) = there {
+            return Ok(live);
+        }
+        let connected = self.connect().await?;
+        let mut state = self.state.lock();
+        if state.identity.as_ref() != Some(&connected.identity) {
+            state.identity = Some(connected.identity.clone());
+            // Invariant: counted before the connection is there to be used, so that no command reaches a new life
+            // unnoticed.
+            self.lives.begin();
+        }
+        let live = Arc::new(Live { connected, unanswered_since: AtomicU64::new(0) });
+        if !state.closed {
+            state.live = Some(Arc::clone(&live));
+        }
+        Ok(live)
     }
 
     /// A connection of one's own, apart from the shared one.

@@ -1,5 +1,8 @@
 //! Readers and writers on some nodes over one database, and what must hold while and after their servers fail.
 
+#![allow(clippy::disallowed_methods, reason = "the load is the test's, and not the engine's")]
+#![allow(clippy::print_stderr, reason = "how long it took is worth seeing")]
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

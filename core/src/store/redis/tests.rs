@@ -56,7 +56,7 @@ async fn step(cells: &dyn Cells, store: &dyn Store, what: u64, number: u64) -> S
     let (token, id) = (2 + number % 3, number / 3 % 3);
     let lease = Lease { token, over: id };
     match what {
-        0..=2 => match cells.acquire(K, token, LEASE, id, number % 2 == 0).await.unwrap() {
+        0..=2 => match cells.acquire(K, token, LEASE, id, number.is_multiple_of(2)).await.unwrap() {
             Acquired::Wait(left) if left > LEASE / 2 => "wait".into(),
             Acquired::Held(left) if left > 10_000 => "held".into(),
             Acquired::Hit(cell) => format!("hit {:?} of {}", &cell[..cell.len().min(IDENTITY)], cell.len()),
