@@ -22,6 +22,11 @@ impl<V: Send + Sync + 'static> Core<V> {
     ) -> Result<()> {
         self.usable(&key)?;
         let tags = if tags.is_empty() { None } else { Some(checked_tags(tags)?) };
+        if let Some(shared) = &self.shared {
+            // Before the stamp is taken: one from before this node knew of the fleet's watermarks would be below them.
+            // Where L2 is out of reach, the set itself finds out.
+            self.in_sync(shared).await;
+        }
         let lifetime = Lifetime::new(place.options.ttl, &place.options, || self.runtime.random());
         let mut entry = Entry {
             value: Arc::new(value),

@@ -155,3 +155,16 @@ fn a_bad_url_is_refused_at_once() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_call_of_a_new_node_counts() {
+    let server = Redis::start().unwrap();
+    for key in ["on an empty server", "on one in use"] {
+        let first = node(&server.url());
+        first.set(key, 1).await.unwrap();
+        first.remove_local(key);
+        assert_eq!(first.get(key).await.unwrap().as_deref(), Some(&1), "{key}");
+        let loads = Count::new();
+        assert_eq!(*node(&server.url()).get_with(key, counting(&loads, 2)).await.unwrap(), 1, "{key}");
+    }
+}
