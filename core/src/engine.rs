@@ -18,6 +18,7 @@ use crate::l1::L1;
 use crate::l2::L2;
 use crate::outbox::Outbox;
 use crate::peers::{Peers, Sender};
+use crate::pilot::Work;
 use crate::recent::Recent;
 use crate::repair::Repairs;
 use crate::runtime::{BoxFuture, Runtime, SharedRun};
@@ -200,13 +201,26 @@ impl<V: Send + Sync + 'static> Core<V> {
 
     /// Runs `task` to its end whatever becomes of the caller; `close` waits for it.
     pub(crate) fn spawn_owned(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+        self.runtime.spawn(self.own(task))
+    }
+
+    /// `task`, which `close` waits for.
+    pub(crate) fn own(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) -> Work {
         self.owned.enter();
         let core = Arc::clone(self);
         let leave = OnDrop(Some(move || core.owned.leave()));
-        self.runtime.spawn(Box::pin(async move {
+        Box::pin(async move {
             let _leave = leave;
             task.await;
-        }))
+        })
+    }
+
+    /// A flight's work goes to the runtime, where it is not the leading caller's to drive any more. Where no task can
+    /// run, its being dropped fails the flight.
+    pub(crate) fn send_off(&self, work: Option<Work>) {
+        if let Some(work) = work {
+            let _ = self.runtime.spawn(work);
+        }
     }
 
     /// Runs `task` as owned work and waits for its result.

@@ -18,6 +18,7 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::EntryRef;
 
 use crate::key::{Key, KeyRef};
+use crate::pilot::Pilot;
 use crate::sync::Mutex;
 
 /// What a flight is for. Callers join only a flight of their own purpose.
@@ -38,6 +39,7 @@ pub(crate) struct Flight<T> {
     /// The node's generation when the flight began. Callers who come after a later clear do not join.
     born: u64,
     late: AtomicBool,
+    pub(crate) pilot: Pilot,
     state: Mutex<State<T>>,
 }
 
@@ -213,6 +215,7 @@ impl<T: Clone> Flights<T> {
             purpose,
             born,
             late: AtomicBool::new(false),
+            pilot: Pilot::default(),
             state: Mutex::new(State {
                 alive: true,
                 outcome: None,
@@ -539,10 +542,9 @@ impl<T: Clone> Waiting<T> {
     }
 }
 
-impl<T: Clone> Future for Waiting<T> {
-    type Output = T;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+impl<T: Clone> Waiting<T> {
+    /// The outcome, if it is there; else `cx` is told of it, where it is given.
+    pub(crate) fn look(&mut self, cx: Option<&mut Context<'_>>) -> Poll<T> {
         let seat = self.seat.expect("polled after it was ready");
         let mut state = self.flight.state.lock();
         let outcome = match state.seats[seat].take() {
@@ -550,7 +552,7 @@ impl<T: Clone> Future for Waiting<T> {
             _ => match &state.outcome {
                 Some(outcome) => outcome.clone(),
                 None => {
-                    state.seats[seat] = Some(Seat::Task(cx.waker().clone()));
+                    state.seats[seat] = Some(cx.map_or(Seat::Idle, |cx| Seat::Task(cx.waker().clone())));
                     return Poll::Pending;
                 }
             },
@@ -559,6 +561,14 @@ impl<T: Clone> Future for Waiting<T> {
         drop(state);
         self.seat = None;
         Poll::Ready(outcome)
+    }
+}
+
+impl<T: Clone> Future for Waiting<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        self.look(Some(cx))
     }
 }
 

@@ -16,6 +16,7 @@ use crate::l2::LEASE;
 use crate::l2::cells::{Acquired, Lease};
 use crate::landing::{How, Landing};
 use crate::loader::{LoadContext, Loader};
+use crate::pilot::Work;
 use crate::runtime::{Either, first};
 use crate::sync::Mutex;
 use crate::values::Found;
@@ -83,41 +84,51 @@ impl<V: Send + Sync + 'static> Plan<V> {
         OnDrop(Some(move || core.flights.retire(&flight, Err(Error::loader("it was dropped before it finished")))))
     }
 
-    /// Flies as owned work.
+    /// Flies as a task of its own.
     pub(crate) fn take_off(self, loader: Loader<V>) {
-        let guard = self.guard();
-        let (core, flight) = (Arc::clone(&self.core), Arc::clone(&self.flight));
-        let spawned = core.spawn_owned(async move {
-            let _guard = guard;
-            self.fly(loader).await;
-        });
-        if let Err(error) = spawned {
-            core.flights.retire(&flight, Err(error));
-        }
+        let core = Arc::clone(&self.core);
+        core.send_off(Some(self.flown(loader)));
     }
 
+    /// Looks the key up as a task of its own.
     pub(crate) fn look_up(self) {
+        let core = Arc::clone(&self.core);
+        core.send_off(Some(self.looked_up()));
+    }
+
+    /// The flight's work: finds the value or loads it.
+    pub(crate) fn flown(self, loader: Loader<V>) -> Work {
         let guard = self.guard();
-        let (core, flight) = (Arc::clone(&self.core), Arc::clone(&self.flight));
-        let spawned = core.spawn_owned(async move {
+        let core = Arc::clone(&self.core);
+        core.own(async move {
+            let _guard = guard;
+            self.fly(loader).await;
+        })
+    }
+
+    /// The flight's work: finds the value, or not.
+    pub(crate) fn looked_up(self) -> Work {
+        let guard = self.guard();
+        let core = Arc::clone(&self.core);
+        core.own(async move {
             let _guard = guard;
             let landing = match &self.core.shared {
                 Some(shared)
                     if !self.core.closed_to_l2(&self.place.scope, &self.key) && self.core.in_sync(shared).await =>
                 {
-                    let keys = [shared.l2.key(&self.place.scope.name, &self.key)];
-                    match self.core.read_clock_then(shared, &keys).await {
-                        (read_at, Ok(mut cells)) => self.landing_of_lookup(shared, cells.pop().flatten(), read_at),
-                        (_, Err(_)) => Landing::nothing(),
+                    let read_at = self.core.runtime.now_ms();
+                    match shared.l2.get(&shared.l2.key(&self.place.scope.name, &self.key)).await {
+                        Ok(bytes) => self.landing_of_lookup(shared, bytes, read_at),
+                        Err(_) => {
+                            self.core.counters.l2_errors.add_one();
+                            Landing::nothing()
+                        }
                     }
                 }
                 _ => Landing::nothing(),
             };
             self.land(landing);
-        });
-        if let Err(error) = spawned {
-            core.flights.retire(&flight, Err(error));
-        }
+        })
     }
 
     pub(crate) fn landing_of_lookup(&self, shared: &SharedTier<V>, bytes: Option<Bytes>, read_at: u64) -> Landing<V> {
@@ -304,6 +315,8 @@ impl<V: Send + Sync + 'static> Plan<V> {
     }
 
     pub(crate) fn begin_load(&self) -> Begun {
+        // From here on a task of its own: a load goes on, and renews its lease, also where its caller is not polled.
+        self.core.send_off(self.flight.pilot.hand_over());
         self.core.counters.loads.add_one();
         self.flight.set_loading();
         // Read before the loader is called: an invalidation issued after the load began has a higher number.

@@ -42,6 +42,7 @@ mod loader;
 mod options;
 mod outbox;
 mod peers;
+mod pilot;
 mod read;
 mod recent;
 #[cfg(feature = "redis")]

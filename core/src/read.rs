@@ -1,7 +1,9 @@
 //! The read path: L1, then one flight per key (`fly`), which asks L2, takes the lease, loads, and fills on the way back
 //! up (`landing`).
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
@@ -12,6 +14,7 @@ use crate::flight::{Boarded, Flight, Hear, Purpose, Waiting};
 use crate::fly::Plan;
 use crate::landing::Landing;
 use crate::loader::Loader;
+use crate::pilot::{Drive, Work};
 
 impl<V: Send + Sync + 'static> Core<V> {
     /// `get_with` past the hit path.
@@ -55,8 +58,8 @@ impl<V: Send + Sync + 'static> Core<V> {
                 Boarded::Lead(flight, seat) => {
                     self.counters.misses.add_one();
                     let waiting = Waiting::new(Arc::clone(&self.flights), Arc::clone(&flight), seat);
-                    Plan::new(&self, flight, &place, &key, fallback).take_off(loader);
-                    return self.answer(waiting.await, None);
+                    let work = Plan::new(&self, Arc::clone(&flight), &place, &key, fallback).flown(loader);
+                    return self.answer(Leading::new(&self, flight, work, waiting).await, None);
                 }
             }
         }
@@ -84,7 +87,11 @@ impl<V: Send + Sync + 'static> Core<V> {
         // The generation is read before the flight is registered: a clear in between makes the flight older than it is.
         let born = self.marks.generation();
         let not_before = self.marks.not_before(place.scope.id);
-        self.flights.board(place.at(key), purpose, self.runtime.now_ms(), born, not_before, hear)
+        let boarded = self.flights.board(place.at(key), purpose, self.runtime.now_ms(), born, not_before, hear);
+        if let Boarded::Joined(flight, _) = &boarded {
+            self.send_off(flight.pilot.hand_over());
+        }
+        boarded
     }
 
     /// Whether a flight's value was killed by a watermark that this caller already knew when it came: it then starts
@@ -140,16 +147,15 @@ impl<V: Send + Sync + 'static> Core<V> {
                 self.counters.misses.add_one();
                 return Ok(None);
             }
-            let (waiting, joined) = match self.board(&place, &key, Purpose::Lookup, Hear::Future) {
+            let (outcome, joined) = match self.board(&place, &key, Purpose::Lookup, Hear::Future) {
                 Boarded::Lead(flight, seat) => {
                     let waiting = Waiting::new(Arc::clone(&self.flights), Arc::clone(&flight), seat);
-                    Plan::new(&self, flight, &place, &key, None).look_up();
-                    (waiting, false)
+                    let work = Plan::new(&self, Arc::clone(&flight), &place, &key, None).looked_up();
+                    (Leading::new(&self, flight, work, waiting).await?, false)
                 }
-                Boarded::Joined(flight, seat) => (Waiting::new(Arc::clone(&self.flights), flight, seat), true),
+                Boarded::Joined(flight, seat) => (Waiting::new(Arc::clone(&self.flights), flight, seat).await?, true),
                 Boarded::Failed(outcome) => return outcome.map(|entry| entry.map(|entry| entry.value)),
             };
-            let outcome = waiting.await?;
             if joined && outcome.as_ref().is_some_and(|entry| self.dead_on_arrival(&place, entry, horizon)) {
                 continue;
             }
@@ -263,5 +269,40 @@ impl<V: Send + Sync + 'static> Core<V> {
         let read_at = self.runtime.now_ms();
         let cells = shared.l2.get_many(keys).await.inspect_err(|_| self.counters.l2_errors.add_one());
         (read_at, cells)
+    }
+}
+
+/// The caller who leads a flight: drives its work, as long as nobody else waits for it.
+struct Leading<V: Send + Sync + 'static> {
+    core: Arc<Core<V>>,
+    flight: Arc<Flight<Outcome<V>>>,
+    waiting: Waiting<Outcome<V>>,
+}
+
+impl<V: Send + Sync + 'static> Leading<V> {
+    fn new(core: &Arc<Core<V>>, flight: Arc<Flight<Outcome<V>>>, work: Work, waiting: Waiting<Outcome<V>>) -> Self {
+        core.send_off(flight.pilot.take_on(work));
+        Self { core: Arc::clone(core), flight, waiting }
+    }
+}
+
+impl<V: Send + Sync + 'static> Future for Leading<V> {
+    type Output = Outcome<V>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<V>> {
+        match self.flight.pilot.drive(cx) {
+            // Only the work itself answers, so only the work has to wake this caller.
+            Drive::Here => return self.waiting.look(None),
+            Drive::HandOver(work) => self.core.send_off(Some(work)),
+            Drive::Gone => {}
+        }
+        self.waiting.look(Some(cx))
+    }
+}
+
+impl<V: Send + Sync + 'static> Drop for Leading<V> {
+    fn drop(&mut self) {
+        // Before the seat is left: a load that nobody wants any more has to find that out and give its lease back.
+        self.core.send_off(self.flight.pilot.hand_over());
     }
 }

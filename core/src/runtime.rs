@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -61,13 +62,13 @@ pub(crate) async fn first<A, B>(left: impl Future<Output = A>, right: impl Futur
 
 /// Work that many ask for and that runs once: who comes while it runs shares its outcome. It runs as a task of its own, so
 /// that a caller who gives up does not end it for the others.
-pub(crate) struct SharedRun<T>(Mutex<Option<Running<T>>>);
+pub(crate) struct SharedRun<T>(Arc<Mutex<Option<Running<T>>>>);
 
 type Running<T> = Shared<BoxFuture<'static, Result<T>>>;
 
 impl<T> Default for SharedRun<T> {
     fn default() -> Self {
-        Self(Mutex::new(None))
+        Self(Arc::default())
     }
 }
 
@@ -80,14 +81,17 @@ impl<T: Clone + Send + Sync + 'static> SharedRun<T> {
     ) -> Result<T> {
         let running = {
             let mut running = self.0.lock();
-            // One that has ended answered a question that was asked before.
+            // One that was dropped with its runtime is there still, and has ended.
             match running.clone().filter(|running| running.peek().is_none()) {
                 Some(running) => running,
                 None => {
                     let (done, outcome) = futures_channel::oneshot::channel();
-                    let work = work();
+                    let (work, slot) = (work(), Arc::clone(&self.0));
                     runtime.spawn(Box::pin(async move {
-                        let _ = done.send(work.await);
+                        let outcome = work.await;
+                        // Who comes from here on asks anew, and nothing keeps what came out.
+                        *slot.lock() = None;
+                        let _ = done.send(outcome);
                     }))?;
                     let outcome: BoxFuture<'static, _> =
                         Box::pin(async move { outcome.await.map_err(|_| Error::closed()) });

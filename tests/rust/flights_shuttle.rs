@@ -6,6 +6,8 @@
 mod flight;
 #[path = "../../core/src/key.rs"]
 mod key;
+#[path = "../../core/src/pilot.rs"]
+mod pilot;
 
 mod sync {
     use shuttle::sync::{Mutex as ShuttleMutex, MutexGuard};

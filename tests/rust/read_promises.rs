@@ -177,8 +177,8 @@ fn p3_a_lease_whose_holder_died_is_taken_over_when_it_runs_out() {
     run(async |runtime| {
         let fleet = Fleet::start(&runtime, 2, &EntryOptions::new()).await;
         let mut dying = Box::pin(fleet.nodes[0].get_with("k", never));
-        assert!(futures_util::poll!(&mut dying).is_pending());
-        runtime.advance(ms(20)).await;
+        let some_time = Box::pin(runtime.advance(ms(20)));
+        futures_util::future::select(&mut dying, some_time).await;
         assert_eq!(fleet.cell("k").await, Some('L'), "node 0 holds the lease");
         fleet.stores[0].hang(true);
         let before = runtime.now_ms();
