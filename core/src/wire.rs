@@ -8,7 +8,7 @@
 //! | store key | `{prefix}:{scope}:{key}`; in prefix and scope `%` and `:` are escaped as `%25` and `%3A`, and so is a leading one of the key; a prefix beyond 128 bytes and a scope beyond 256, escaped, is `%x` and the hexadecimal SHA-256 of itself; beyond 512 bytes in all, the key is `:` and that of itself |
 //! | cell | `FC`, version 1, kind (`V` value, `L` lease, `W` watermarks), id u64, lease token u64, lease end u64 (ms); behind kind `V` a value |
 //! | value | version 1, flags (1 null, 2 lz4), codec, tag count, created u64, fresh, stale and error end u64 each (ms of the store's clock), stamp u64, tags (u16 length, text), body length u32 before compression, body, CRC-32 of all that |
-//! | watermarks | behind kind `W`, for each member: text length u16, number u64, text; CRC-32 of all that |
+//! | watermarks | behind kind `W`, for each of at most 10,000 members: text length u16, number u64, text; CRC-32 of all that |
 //! | message | `FCM`, version 1, kind (`h` hello, `b` heartbeat, `g` goodbye, `i` batch), node u64, incarnation u64, sequence u64, heartbeat u32 (ms), sent u64 (ms of the sender's clock), items, CRC-32 of all that |
 //! | item | tag (1 key, 2 key still in L2, 3 clear all, 4 clear scope, 5 scope, 6 tag), then texts (u32 length, text) and a number u64, 0 for none |
 

@@ -263,9 +263,9 @@ impl Cells for StoreCells {
 }
 
 /// The watermarks as one value of the store.
-struct Held {
-    id: u64,
-    members: Vec<(String, u64)>,
+pub(crate) struct Held {
+    pub(crate) id: u64,
+    pub(crate) members: Vec<(String, u64)>,
 }
 
 impl Held {
@@ -293,11 +293,15 @@ impl Held {
         }
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    /// `None` also for more members than are ever written: [`Self::raise`] merges a few, not a flood.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (cell, sealed) = Cell::decode(bytes).ok().filter(|(cell, _)| cell.kind == Kind::Watermarks)?;
         let mut rest = checked(sealed).ok()?;
         let mut members = Vec::new();
         while !rest.is_empty() {
+            if members.len() == MAX_WATERMARKS {
+                return None;
+            }
             let (length, tail) = rest.split_first_chunk::<2>()?;
             let (number, tail) = tail.split_first_chunk::<8>()?;
             let (member, tail) = tail.split_at_checked(u16::from_le_bytes(*length).into())?;
@@ -307,7 +311,7 @@ impl Held {
         Some(Self { id: cell.id, members })
     }
 
-    fn encode(&self, id: u64) -> Bytes {
+    pub(crate) fn encode(&self, id: u64) -> Bytes {
         let mut bytes = Cell { kind: Kind::Watermarks, id, token: NONE, until: 0 }.encode().to_vec();
         for (member, number) in &self.members {
             bytes.extend_from_slice(&(member.len() as u16).to_le_bytes());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::cas::StoreCells;
+use super::cas::{Held, StoreCells};
 use super::cells::{Acquired, Cells, Lease, Stored};
 use crate::error::Result;
 use crate::runtime::Runtime;
@@ -502,6 +502,7 @@ fn watermarks_that_are_absent_or_damaged_raise_the_floor_above_everything_before
             Some(Bytes::from_static(b"junk")),
             Some(world.value(7)),
             Some([&whole[..], b"\0"].concat().into()),
+            Some(Held { id: 7, members: vec![(String::new(), u64::MAX); MAX_WATERMARKS + 1] }.encode(7)),
         ];
         foreign.extend((0..whole.len()).map(|length| Some(whole.slice(..length))));
         foreign.extend((CELL_LEN * 8..whole.len() * 8).map(|bit| {
