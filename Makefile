@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fmt doc sim bench
+.PHONY: help setup demo test lint fmt doc sim fuzz bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ doc: setup ## the reference, into target/doc
 
 sim: setup ## a long simulation; FLEETCACHE_SIM_OPS operations (10^8), FLEETCACHE_SIM_SEED replays one history
 	FLEETCACHE_SIM_OPS=$${FLEETCACHE_SIM_OPS:-100000000} cargo test --release --package fleetcache-tests --test simulation -- --nocapture
+
+fuzz: setup ## looks for bytes that break the decoders of what servers hand over; FLEETCACHE_FUZZ_SECONDS (600)
+	@fuzz/run
 
 bench: setup ## speed against the bare engines and the peers, as ratios
 	cd benches && cargo run --release

@@ -4,6 +4,8 @@
 //! jumps to the next timer when nothing can, so a test waits for hours in no time and never for a thread.
 
 mod contract;
+#[doc(hidden)]
+pub mod fuzz;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
