@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fmt doc sim fuzz bench
+.PHONY: help setup servers demo test lint fmt doc sim fuzz bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -7,10 +7,13 @@ help: ## this list
 setup:
 	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or later, with rustfmt and clippy (https://rustup.rs, or the package rustup)"; exit 1; }
 
-demo: setup ## the main job, told as a story: two nodes, a loader, hits, a remove, a stampede, an outage
+servers:
+	@tests/services/install
+
+demo: setup ## the main job, told as a story; on Redis where FLEETCACHE_REDIS names one
 	@cargo run --quiet --package fleetcache-examples --bin demo
 
-test: setup ## everything: lints, documentation, all tests, the simulation, the demo
+test: setup servers ## everything: lints, documentation, all tests, the simulation, the demo
 	@.ci/all
 
 lint: setup ## formatting and lints
@@ -30,5 +33,5 @@ sim: setup ## a long simulation; FLEETCACHE_SIM_OPS operations (10^8), FLEETCACH
 fuzz: setup ## looks for bytes that break the decoders of what servers hand over; FLEETCACHE_FUZZ_SECONDS (600)
 	@fuzz/run
 
-bench: setup ## speed against the bare engines and the peers, as ratios
+bench: setup servers ## speed against the bare engines and the peers, as ratios
 	cd benches && cargo run --release

@@ -53,8 +53,8 @@ pub fn tables() {
     let server = Redis::start().expect("redis-server");
     let runtime = runtime();
     let keys: &'static [String] = Vec::leak((0..KEYS).map(key).collect());
-    // One entry in memory: every key is found in the shared store.
-    let cache = runtime.block_on(async { cache(&server.url(), 1) });
+    // Few entries in memory, and keys in turn: each is found in the shared store.
+    let cache = runtime.block_on(async { cache(&server.url(), 500) });
     let mut bare: MultiplexedConnection = runtime.block_on(async {
         let client = redis::Client::open(server.url()).expect("a URL");
         client.get_multiplexed_async_connection().await.expect("a connection")

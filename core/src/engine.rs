@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::AbortHandle;
@@ -77,12 +77,9 @@ pub(crate) struct BusSide {
 
 /// Work that goes on without its caller, counted so that `close` can wait for it.
 #[derive(Default)]
-pub(crate) struct Owned(Mutex<OwnedState>);
-
-#[derive(Default)]
-struct OwnedState {
-    running: usize,
-    idle: Vec<std::task::Waker>,
+pub(crate) struct Owned {
+    running: AtomicUsize,
+    idle: Mutex<Vec<std::task::Waker>>,
 }
 
 /// What L1 says about a key.
@@ -201,18 +198,18 @@ impl<V: Send + Sync + 'static> Core<V> {
 
     /// Runs `task` to its end whatever becomes of the caller; `close` waits for it.
     pub(crate) fn spawn_owned(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) -> Result<()> {
-        self.runtime.spawn(self.own(task))
+        let entered = self.enter();
+        self.runtime.spawn(Box::pin(async move {
+            let _entered = entered;
+            task.await;
+        }))
     }
 
-    /// `task`, which `close` waits for.
-    pub(crate) fn own(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) -> Work {
+    /// Counts work that `close` waits for, as long as what is returned lives.
+    pub(crate) fn enter(self: &Arc<Self>) -> OnDrop<impl FnOnce() + use<V>> {
         self.owned.enter();
         let core = Arc::clone(self);
-        let leave = OnDrop(Some(move || core.owned.leave()));
-        Box::pin(async move {
-            let _leave = leave;
-            task.await;
-        })
+        OnDrop(Some(move || core.owned.leave()))
     }
 
     /// A flight's work goes to the runtime, where it is not the leading caller's to drive any more. Where no task can
@@ -322,25 +319,21 @@ impl BusSide {
 
 impl Owned {
     fn enter(&self) {
-        self.0.lock().running += 1;
+        self.running.fetch_add(1, Ordering::Relaxed);
     }
 
     fn leave(&self) {
-        let mut state = self.0.lock();
-        state.running -= 1;
-        let idle = if state.running == 0 { std::mem::take(&mut state.idle) } else { Vec::new() };
-        drop(state);
-        idle.into_iter().for_each(std::task::Waker::wake);
+        // SeqCst here and in `drained`: either the last to leave sees the waker, or who waits sees that it left.
+        if self.running.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let idle = std::mem::take(&mut *self.idle.lock());
+            idle.into_iter().for_each(std::task::Waker::wake);
+        }
     }
 
     fn drained(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::poll_fn(|cx| {
-            let mut state = self.0.lock();
-            if state.running == 0 {
-                return std::task::Poll::Ready(());
-            }
-            state.idle.push(cx.waker().clone());
-            std::task::Poll::Pending
+            self.idle.lock().push(cx.waker().clone());
+            if self.running.load(Ordering::SeqCst) == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
         }))
     }
 }

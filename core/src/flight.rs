@@ -417,11 +417,11 @@ impl<T> State<T> {
     }
 
     fn take_seats(&mut self) -> Vec<Seat<T>> {
-        let mut taken = Vec::with_capacity(self.waiting);
+        let mut taken = Vec::new();
         for seat in &mut self.seats {
             match seat.take() {
-                // Picked up later by its own future.
-                Some(answered @ Seat::Answered(_)) => *seat = Some(answered),
+                // Picked up later by its own future, which nobody has to wake.
+                Some(own @ (Seat::Answered(_) | Seat::Idle)) => *seat = Some(own),
                 Some(waiting) => taken.push(waiting),
                 None => {}
             }
@@ -471,6 +471,10 @@ impl<T: Clone> Flight<T> {
 }
 
 impl<T> Flight<T> {
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.lock().outcome.is_some()
+    }
+
     pub(crate) fn born(&self) -> u64 {
         self.born
     }

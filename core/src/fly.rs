@@ -81,7 +81,11 @@ impl<V: Send + Sync + 'static> Plan<V> {
     /// Fails the flight if its work is dropped unfinished, so that nobody waits for ever.
     pub(crate) fn guard(&self) -> OnDrop<impl FnOnce() + use<V>> {
         let (core, flight) = (Arc::clone(&self.core), Arc::clone(&self.flight));
-        OnDrop(Some(move || core.flights.retire(&flight, Err(Error::loader("it was dropped before it finished")))))
+        OnDrop(Some(move || {
+            if !flight.has_ended() {
+                core.flights.retire(&flight, Err(Error::loader("it was dropped before it finished")));
+            }
+        }))
     }
 
     /// Flies as a task of its own.
@@ -98,20 +102,18 @@ impl<V: Send + Sync + 'static> Plan<V> {
 
     /// The flight's work: finds the value or loads it.
     pub(crate) fn flown(self, loader: Loader<V>) -> Work {
-        let guard = self.guard();
-        let core = Arc::clone(&self.core);
-        core.own(async move {
-            let _guard = guard;
+        let guards = (self.core.enter(), self.guard());
+        Box::pin(async move {
+            let _guards = guards;
             self.fly(loader).await;
         })
     }
 
     /// The flight's work: finds the value, or not.
     pub(crate) fn looked_up(self) -> Work {
-        let guard = self.guard();
-        let core = Arc::clone(&self.core);
-        core.own(async move {
-            let _guard = guard;
+        let guards = (self.core.enter(), self.guard());
+        Box::pin(async move {
+            let _guards = guards;
             let landing = match &self.core.shared {
                 Some(shared)
                     if !self.core.closed_to_l2(&self.place.scope, &self.key) && self.core.in_sync(shared).await =>

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hashbrown::HashMap;
 
 use crate::entry::Entry;
-use crate::sync::Mutex;
+use crate::sync::RwLock;
 use crate::wire::message::Item;
 
 /// How many watermarks are kept; beyond, the lowest is merged into the floor, which kills a little too much.
@@ -72,7 +72,7 @@ pub(crate) struct Watermarks {
     generation: AtomicU64,
     /// The highest number known; the stamp of what begins to load now.
     known: AtomicU64,
-    state: Mutex<State>,
+    state: RwLock<State>,
 }
 
 #[derive(Default)]
@@ -91,12 +91,12 @@ struct State {
 impl Watermarks {
     pub(crate) fn new() -> Self {
         // Generation 1: an entry's `checked` of 0 never matches.
-        Self { generation: AtomicU64::new(1), known: AtomicU64::new(0), state: Mutex::default() }
+        Self { generation: AtomicU64::new(1), known: AtomicU64::new(0), state: RwLock::default() }
     }
 
     /// The highest number that a caller who comes now must see heeded; while a number is waited for, any.
     pub(crate) fn horizon(&self) -> u64 {
-        if self.state.lock().pending.is_empty() { self.known() } else { u64::MAX }
+        if self.state.read().pending.is_empty() { self.known() } else { u64::MAX }
     }
 
     /// Read before the state it vouches for: see [`Self::alive`].
@@ -111,7 +111,7 @@ impl Watermarks {
 
     /// Everything in L1 that was read or loaded from before this call is dead.
     pub(crate) fn clear(&self) {
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         let next = self.generation.load(Ordering::Relaxed) + 1;
         state.cleared = next;
         state.cleared_scopes.clear();
@@ -122,7 +122,7 @@ impl Watermarks {
 
     /// The same for one scope.
     pub(crate) fn clear_scope(&self, scope: u32) {
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         let next = self.generation.load(Ordering::Relaxed) + 1;
         state.cleared_scopes.insert(scope, next);
         self.generation.store(next, Ordering::Release);
@@ -130,20 +130,20 @@ impl Watermarks {
 
     /// Makes every hit look twice once, without killing anything.
     pub(crate) fn recheck(&self) {
-        let _state = self.state.lock();
+        let _state = self.state.write();
         let next = self.generation.load(Ordering::Relaxed) + 1;
         self.generation.store(next, Ordering::Release);
     }
 
     /// The generation below which a flight must not be joined by a caller who comes now.
     pub(crate) fn not_before(&self, scope: u32) -> u64 {
-        let state = self.state.lock();
+        let state = self.state.read();
         state.cleared_scopes.get(&scope).copied().unwrap_or(0).max(state.cleared)
     }
 
     /// Takes in numbers issued by L2. Numbers only grow, so order and repetition do not matter.
     pub(crate) fn raise<'a>(&self, members: impl IntoIterator<Item = (&'a str, u64)>, top: u64) {
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         let mut changed = false;
         for (member, number) in members {
             self.known.fetch_max(number, Ordering::AcqRel);
@@ -174,7 +174,7 @@ impl Watermarks {
 
     /// Kills a member while no number can be had: everything from L2, and what this node began to load until `now`.
     pub(crate) fn suspend(&self, member: String, now: u64) {
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         state.suspensions += 1;
         let suspension = Suspension { since: now, serial: state.suspensions };
         state.pending.insert(member, suspension);
@@ -184,13 +184,13 @@ impl Watermarks {
 
     /// Members that wait for a number.
     pub(crate) fn suspended(&self) -> Vec<(String, Suspension)> {
-        self.state.lock().pending.iter().map(|(member, suspension)| (member.clone(), *suspension)).collect()
+        self.state.read().pending.iter().map(|(member, suspension)| (member.clone(), *suspension)).collect()
     }
 
     /// A member has its number, issued after it was suspended. One that is suspended again meanwhile stays: a number
     /// heard from elsewhere may be older than the suspension, so only this ends it.
     pub(crate) fn settle(&self, member: &str, suspension: Suspension) {
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         if state.pending.get(member) == Some(&suspension) {
             state.pending.remove(member);
         }
@@ -203,7 +203,7 @@ impl Watermarks {
 
     /// Everything known, to be written back to an L2 that has lost it.
     pub(crate) fn all(&self) -> Vec<(String, u64)> {
-        let state = self.state.lock();
+        let state = self.state.read();
         let mut all: Vec<_> = state.marks.iter().map(|(member, number)| (member.clone(), *number)).collect();
         all.push((FLOOR.to_owned(), state.floor));
         all
@@ -211,7 +211,7 @@ impl Watermarks {
 
     /// Whether the entry may be answered, and the generation for which that holds.
     pub(crate) fn alive<V>(&self, entry: &Entry<V>, scope: u32, scope_name: &str) -> Option<u64> {
-        let state = self.state.lock();
+        let state = self.state.read();
         if entry.checked < state.cleared
             || state.cleared_scopes.get(&scope).is_some_and(|cleared| entry.checked < *cleared)
         {
@@ -227,7 +227,7 @@ impl Watermarks {
     /// Whether a value with this stamp is dead. `loaded_here` is when this node began to load it, or `None` where it came
     /// from L2.
     pub(crate) fn dead(&self, stamp: u64, loaded_here: Option<u64>, scope: &str, tags: &[Box<str>]) -> bool {
-        self.state.lock().dead(stamp, loaded_here, scope, tags)
+        self.state.read().dead(stamp, loaded_here, scope, tags)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Two nodes of a shop over one shared store and one bus, told as a story; each step is checked as it is told.
 //!
-//! `make demo` runs it.
+//! `make demo` runs it, on a store and a bus in this process's memory, or on the Redis that `FLEETCACHE_REDIS` names.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it tells a story")]
 
 mod database;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use database::{Database, DatabaseError, Product};
-use fleetcache::{EntryOptions, HybridCache, Loaded, MemoryBus, MemoryStore};
+use fleetcache::{EntryOptions, HybridCache, Loaded, MemoryBus, MemoryStore, RedisStore, RedisStreamsBus};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 
@@ -25,14 +25,16 @@ struct Shop {
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
-    if std::env::var_os("FLEETCACHE_REDIS").is_some() {
-        eprintln!("FLEETCACHE_REDIS is set, but this release has no Redis store yet: unset it to run on memory");
-        std::process::exit(2);
-    }
-    let (paris, tokyo) = nodes()?;
+    let redis = std::env::var("FLEETCACHE_REDIS").ok().filter(|url| !url.is_empty());
+    let (paris, tokyo) = match &redis {
+        Some(url) => (node_on(url)?, node_on(url)?),
+        None => nodes()?,
+    };
     let shop = Shop { database: Arc::new(Database::open()?), paris, tokyo };
+    shop.open().await?;
     println!(
-        "A shop with 5,000 products. Its database answers in 20 ms. Two nodes, paris and tokyo, share one cache.\n"
+        "A shop with 5,000 products. Its database answers in 20 ms. Two nodes, paris and tokyo, share one cache, {}.\n",
+        redis.map_or("in memory", |_| "on Redis")
     );
     shop.first_reads().await?;
     shop.whole_catalogue().await?;
@@ -51,6 +53,12 @@ fn nodes() -> Result<(Cache, Cache), Failure> {
     let (store, bus) = (MemoryStore::new(), MemoryBus::new());
     let node = || HybridCache::builder().ttl(Duration::from_secs(300)).l2(store.clone()).bus(bus.clone()).build();
     Ok((node()?, node()?))
+}
+
+/// A node over the Redis at `url`: its values, and a stream for invalidations.
+fn node_on(url: &str) -> Result<Cache, Failure> {
+    let builder = HybridCache::builder().ttl(Duration::from_secs(300)).prefix("fleetcache-demo");
+    Ok(builder.l2(RedisStore::new(url)?).bus(RedisStreamsBus::new(url)?).build()?)
 }
 
 fn key(id: u32) -> String {
@@ -79,6 +87,19 @@ fn check(holds: bool, what: &str) -> Result<(), Failure> {
 }
 
 impl Shop {
+    /// Waits until the nodes know each other, and forgets what an earlier demo may have left.
+    async fn open(&self) -> Result<(), Failure> {
+        let start = now();
+        while self.paris.health().peers + self.tokyo.health().peers < 2 {
+            check(start.elapsed() < Duration::from_secs(5), "the nodes hear each other: can the bus be reached?")?;
+            #[allow(clippy::disallowed_methods, reason = "real time has to pass")]
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.paris.remove_all().await?;
+        self.paris.scope("patient")?.remove_all().await?;
+        check(self.paris.health().is_good(), "store and bus are well")
+    }
+
     /// A product through a node: from its memory, the shared store or the database.
     async fn product(&self, node: &Cache, id: u32) -> Result<Arc<Product>, fleetcache::Error> {
         let database = Arc::clone(&self.database);

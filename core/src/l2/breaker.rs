@@ -1,5 +1,7 @@
 //! A circuit breaker: after failures in a row, calls fail at once until a probe succeeds.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::runtime::Runtime;
 use crate::sync::Mutex;
 
@@ -11,6 +13,8 @@ const LONGEST_WAIT: u64 = 2_000;
 
 #[derive(Default)]
 pub(crate) struct Breaker {
+    /// Whether there are failures at all: nearly always not, and then no call takes the lock.
+    failing: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -31,6 +35,10 @@ pub(crate) struct Permit<'a> {
 impl Breaker {
     /// Leave to call, unless the circuit is open. While it is half open, one call at a time probes.
     pub(crate) fn admit(&self, now: u64) -> Option<Permit<'_>> {
+        // Relaxed: a call that does not see a failure of this moment is one that began before it.
+        if !self.failing.load(Ordering::Relaxed) {
+            return Some(Permit { breaker: self, probe: false });
+        }
         let mut state = self.state.lock();
         let open = state.failures >= THRESHOLD;
         if open && (state.probing || now < state.open_until) {
@@ -41,16 +49,20 @@ impl Breaker {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.state.lock().failures >= THRESHOLD
+        self.failing.load(Ordering::Relaxed) && self.state.lock().failures >= THRESHOLD
     }
 }
 
 impl Permit<'_> {
     /// The call succeeded. Says whether that closed the circuit.
     pub(crate) fn succeeded(self) -> bool {
+        if !self.breaker.failing.load(Ordering::Relaxed) {
+            return false;
+        }
         let mut state = self.breaker.state.lock();
         let was_open = state.failures >= THRESHOLD;
         (state.failures, state.wait) = (0, 0);
+        self.breaker.failing.store(false, Ordering::Relaxed);
         was_open
     }
 
@@ -59,6 +71,7 @@ impl Permit<'_> {
         let mut state = self.breaker.state.lock();
         let was_open = state.failures >= THRESHOLD;
         state.failures = state.failures.saturating_add(1);
+        self.breaker.failing.store(true, Ordering::Relaxed);
         if state.failures < THRESHOLD || (was_open && !self.probe) {
             return false;
         }

@@ -9,7 +9,7 @@ use redis::{AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, RedisError, RedisRe
 use super::config::{Host, Mode, RedisConfig};
 use crate::l2::cells::Life;
 use crate::runtime::{Runtime, SharedRun, timeout};
-use crate::sync::Mutex;
+use crate::sync::RwLock;
 
 /// Whether a server's data may have gone back in time.
 ///
@@ -69,7 +69,7 @@ pub(super) struct Link {
     host: Option<Host>,
     lives: Arc<Lives>,
     connecting: SharedRun<RedisResult<Arc<Live>>>,
-    state: Mutex<State>,
+    state: RwLock<State>,
 }
 
 #[derive(Default)]
@@ -92,12 +92,15 @@ impl Link {
         host: Option<Host>,
         lives: Arc<Lives>,
     ) -> Arc<Self> {
-        Arc::new(Self { config, runtime, host, lives, connecting: SharedRun::default(), state: Mutex::default() })
+        Arc::new(Self { config, runtime, host, lives, connecting: SharedRun::default(), state: RwLock::default() })
     }
 
     /// Sends one command. `settled_only`: not in a life that the engine has not settled.
     pub(super) async fn command(self: &Arc<Self>, command: &Cmd, settled_only: bool) -> RedisResult<Value> {
-        let live = self.live().await?;
+        let live = match self.there() {
+            Some(live) => live,
+            None => Box::pin(self.live()).await?,
+        };
         self.admit(settled_only)?;
         let watch = Watch::new(self, &live);
         // A clone is a handle on the same connection.
@@ -132,15 +135,16 @@ impl Link {
         Ok(self.live().await?.connected.identity.clone())
     }
 
+    fn there(&self) -> Option<Arc<Live>> {
+        self.state.read().live.clone()
+    }
+
     async fn live(self: &Arc<Self>) -> RedisResult<Arc<Live>> {
-        {
-            let state = self.state.lock();
-            if let Some(live) = &state.live {
-                return Ok(Arc::clone(live));
-            }
-            if state.closed {
-                return Err((ErrorKind::Client, "the connection was closed").into());
-            }
+        if let Some(live) = self.there() {
+            return Ok(live);
+        }
+        if self.state.read().closed {
+            return Err((ErrorKind::Client, "the connection was closed").into());
         }
         let link = Arc::clone(self);
         let live = self.connecting.join(&*self.runtime, || async move { link.renew().await }).await;
@@ -149,12 +153,11 @@ impl Link {
 
     /// A new shared connection, unless somebody made one meanwhile.
     async fn renew(&self) -> RedisResult<Arc<Live>> {
-        let there = self.state.lock().live.clone();
-        if let Some(live) = there {
+        if let Some(live) = self.there() {
             return Ok(live);
         }
         let connected = self.connect().await?;
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         if state.identity.as_ref() != Some(&connected.identity) {
             state.identity = Some(connected.identity.clone());
             // Invariant: counted before the connection is there to be used, so that no command reaches a new life
@@ -242,14 +245,14 @@ impl Link {
 
     /// Lets go of `dead`, unless it was replaced already.
     fn replace(&self, dead: &Arc<Live>) {
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         if state.live.as_ref().is_some_and(|live| Arc::ptr_eq(live, dead)) {
             state.live = None;
         }
     }
 
     pub(super) fn close(&self) {
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         state.closed = true;
         state.live = None;
     }

@@ -39,7 +39,8 @@ impl Servers {
     pub(crate) async fn command(&self, key: &str, command: &Cmd, settled_only: bool) -> RedisResult<Value> {
         match &self.kind {
             Kind::One(link) => link.command(command, settled_only).await,
-            Kind::Cluster(cluster) => follow(cluster, slot(key.as_bytes()), command, settled_only).await,
+            // Boxed, so that a single server's calls do not carry it.
+            Kind::Cluster(cluster) => Box::pin(follow(cluster, slot(key.as_bytes()), command, settled_only)).await,
         }
     }
 
