@@ -152,6 +152,44 @@ fn p2_a_load_whose_task_is_dropped_fails_instead_of_hanging() {
 }
 
 #[test]
+fn p2_a_caller_who_is_not_polled_any_more_takes_nobody_with_it() {
+    run(async |runtime| {
+        let fleet = Fleet::start(&runtime, 1, &EntryOptions::new()).await;
+        fleet.nodes[0].set("k", 7).await.unwrap();
+        fleet.nodes[0].remove_local("k");
+        fleet.stores[0].delay(ms(5));
+        // Each begins to read L2 and is then left alone.
+        let mut lookup = Box::pin(fleet.nodes[0].get("k"));
+        assert!(futures_util::poll!(&mut lookup).is_pending());
+        assert_eq!(fleet.nodes[0].get("k").await.unwrap().as_deref(), Some(&7));
+
+        fleet.nodes[0].remove_local("k");
+        let loads = Count::new();
+        let mut load = Box::pin(fleet.nodes[0].get_with("k", counting(&loads, 8)));
+        assert!(futures_util::poll!(&mut load).is_pending());
+        assert_eq!(*fleet.nodes[0].get_with("k", counting(&loads, 9)).await.unwrap(), 7);
+        assert_eq!((*load.await.unwrap(), loads.get()), (7, 0));
+        assert_eq!(lookup.await.unwrap().as_deref(), Some(&7));
+    });
+}
+
+#[test]
+fn p2_a_caller_who_leaves_while_it_reads_the_store_leaves_nothing_behind() {
+    run(async |runtime| {
+        let fleet = Fleet::start(&runtime, 1, &EntryOptions::new()).await;
+        for _ in 0..3 {
+            let mut load = Box::pin(fleet.nodes[0].get_with("k", never));
+            assert!(futures_util::poll!(&mut load).is_pending());
+            drop(load);
+            runtime.advance(ms(10)).await;
+            assert_eq!(fleet.nodes[0].stats().loading, 0);
+            assert_ne!(fleet.cell("k").await, Some('L'), "no lease is left");
+        }
+        fleet.nodes[0].close().await.unwrap();
+    });
+}
+
+#[test]
 fn p3_one_node_of_the_fleet_loads() {
     run(async |runtime| {
         let fleet = Fleet::start(&runtime, 3, &EntryOptions::new()).await;

@@ -5,6 +5,8 @@
 mod bytes;
 #[path = "redis/fleet.rs"]
 mod fleet;
+#[path = "redis/late.rs"]
+mod late;
 #[path = "redis/rights.rs"]
 mod rights;
 #[path = "redis/servers.rs"]
