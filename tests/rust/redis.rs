@@ -7,6 +7,8 @@ mod bytes;
 mod fleet;
 #[path = "redis/late.rs"]
 mod late;
+#[path = "redis/lives.rs"]
+mod lives;
 #[path = "redis/rights.rs"]
 mod rights;
 #[path = "redis/servers.rs"]

@@ -1,0 +1,95 @@
+//! Servers that go back in time: a restart from an old snapshot brings removed values back.
+
+use std::convert::Infallible;
+
+use fleetcache::HybridCache;
+use fleetcache_services::Redis;
+use fleetcache_tests::ms;
+use fleetcache_tests::real::{eventually, node, ready};
+
+async fn restart(server: &Redis) {
+    server.kill();
+    server.restart().unwrap();
+    let there = server.command(&["EXISTS", "fleetcache::k"]).unwrap();
+    assert_eq!(there.trim(), "1", "the removed value is back");
+}
+
+async fn load(node: &HybridCache<u64>) -> u64 {
+    *node.get_with("k", || async { Ok::<_, Infallible>(2) }).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_removed_a_value_does_not_read_it_again_and_removes_it_again() {
+    for set in [false, true] {
+        let server = Redis::start_with(&["--dbfilename", "old.rdb"]).unwrap();
+        let (a, b) = (node(&server.url()), node(&server.url()));
+        ready(&a, 1).await;
+        ready(&b, 1).await;
+        a.set("k", 1).await.unwrap();
+        assert_eq!(server.command(&["SAVE"]).unwrap().trim(), "OK");
+        if set {
+            a.set("k", 2).await.unwrap();
+        } else {
+            a.remove("k").await.unwrap();
+        }
+        restart(&server).await;
+        a.remove_local("k");
+        b.remove_local("k");
+        // Not one old answer from who changed it, however early it asks.
+        eventually("a reads the shared store again", ms(5_000), || async {
+            assert_eq!(load(&a).await, 2);
+            a.health().is_good()
+        })
+        .await;
+        eventually("b hears of it", ms(3_000), || async { load(&b).await == 2 }).await;
+        assert_eq!(load(&a).await, 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_older_than_anyone_remembers_is_not_used_at_all() {
+    for (lost, used) in [(10_000, true), (120_000, false)] {
+        let server = Redis::start_with(&["--dbfilename", "old.rdb"]).unwrap();
+        let early = node(&server.url());
+        ready(&early, 0).await;
+        early.set("k", 1).await.unwrap();
+        early.close().await.unwrap();
+        // As if the fleet had been alive for so long after what is in the snapshot.
+        let beat = server.command(&["GET", "fleetcache:!b"]).unwrap();
+        let (at, life) = beat.trim().split_once(' ').unwrap();
+        let at = at.parse::<u64>().unwrap() - lost;
+        server.command(&["SET", "fleetcache:!b", &format!("{at} {life}")]).unwrap();
+        assert_eq!(server.command(&["SAVE"]).unwrap().trim(), "OK");
+
+        let same = node(&server.url());
+        assert_eq!(same.get("k").await.unwrap().as_deref(), Some(&1), "the same life: nothing was lost");
+        same.close().await.unwrap();
+        restart(&server).await;
+        let late = node(&server.url());
+        assert_eq!(late.get("k").await.unwrap().is_some(), used, "{lost} ms");
+        ready(&late, 0).await;
+        late.set("k", 3).await.unwrap();
+        late.remove_local("k");
+        assert_eq!(late.get("k").await.unwrap().as_deref(), Some(&3), "what is new is used");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_that_were_invalidated_before_a_restart_stay_dead() {
+    let server = Redis::start_with(&["--dbfilename", "old.rdb"]).unwrap();
+    let (a, b) = (node(&server.url()), node(&server.url()));
+    ready(&a, 1).await;
+    ready(&b, 1).await;
+    a.set_with_tags("k", 1, ["t"]).await.unwrap();
+    assert_eq!(server.command(&["SAVE"]).unwrap().trim(), "OK");
+    a.remove_by_tag("t").await.unwrap();
+    restart(&server).await;
+    for node in [&a, &b] {
+        node.clear_memory();
+        eventually("the store is read again", ms(5_000), || async {
+            assert_eq!(load(node).await, 2);
+            node.health().is_good()
+        })
+        .await;
+    }
+}
