@@ -75,7 +75,7 @@ impl<V: Send + Sync + 'static> HybridCache<V> {
             return Ok(entry.value);
         }
         // Boxed, so that a hit does not carry the load's state machine on its stack.
-        Box::pin(Arc::clone(&self.core).load(self.place.clone(), key.into(), loader(|_| load()))).await
+        Box::pin(self.core.load(&self.place, key, loader(|_| load()))).await
     }
 
     /// The same with a loader that is told what it fills, and may say how its value is kept (see [`Loaded`]).
@@ -88,7 +88,7 @@ impl<V: Send + Sync + 'static> HybridCache<V> {
         if let Some(entry) = self.core.hit(&self.place.scope, key) {
             return Ok(entry.value);
         }
-        Box::pin(Arc::clone(&self.core).load(self.place.clone(), key.into(), loader(load))).await
+        Box::pin(self.core.load(&self.place, key, loader(load))).await
     }
 
     /// The value under `key` in memory or in the shared store, if it is there. Never waits for a load, its own fleet's
@@ -97,7 +97,7 @@ impl<V: Send + Sync + 'static> HybridCache<V> {
         if let Some(entry) = self.core.hit(&self.place.scope, key) {
             return Ok(Some(entry.value));
         }
-        Box::pin(Arc::clone(&self.core).find(self.place.clone(), key.into())).await
+        Box::pin(self.core.find(&self.place, key)).await
     }
 
     /// The values under `keys`, in their order; those not in memory are asked from the shared store in one call.

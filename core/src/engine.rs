@@ -198,18 +198,13 @@ impl<V: Send + Sync + 'static> Core<V> {
 
     /// Runs `task` to its end whatever becomes of the caller; `close` waits for it.
     pub(crate) fn spawn_owned(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) -> Result<()> {
-        let entered = self.enter();
-        self.runtime.spawn(Box::pin(async move {
-            let _entered = entered;
-            task.await;
-        }))
-    }
-
-    /// Counts work that `close` waits for, as long as what is returned lives.
-    pub(crate) fn enter(self: &Arc<Self>) -> OnDrop<impl FnOnce() + use<V>> {
         self.owned.enter();
         let core = Arc::clone(self);
-        OnDrop(Some(move || core.owned.leave()))
+        let leave = OnDrop(Some(move || core.owned.leave()));
+        self.runtime.spawn(Box::pin(async move {
+            let _leave = leave;
+            task.await;
+        }))
     }
 
     /// A flight's work goes to the runtime, where it is not the leading caller's to drive any more. Where no task can
@@ -318,11 +313,11 @@ impl BusSide {
 }
 
 impl Owned {
-    fn enter(&self) {
+    pub(crate) fn enter(&self) {
         self.running.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn leave(&self) {
+    pub(crate) fn leave(&self) {
         // SeqCst here and in `drained`: either the last to leave sees the waker, or who waits sees that it left.
         if self.running.fetch_sub(1, Ordering::SeqCst) == 1 {
             let idle = std::mem::take(&mut *self.idle.lock());

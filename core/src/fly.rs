@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::engine::{Core, OnDrop, Outcome, Place, SharedTier};
+use crate::engine::{Core, Outcome, Place, SharedTier};
 use crate::entry::{Entry, Freshness};
 use crate::error::{Error, Result};
 use crate::flight::{Filled, Flight};
@@ -41,6 +41,20 @@ pub(crate) struct Plan<V> {
     pub(crate) fallback: Mutex<Option<Entry<V>>>,
     /// The lease in hand, to be given back if the flight is cut short.
     lease: Mutex<Option<Lease>>,
+    /// Among the work that `close` waits for.
+    counted: bool,
+}
+
+impl<V> Drop for Plan<V> {
+    /// Fails the flight where its work is dropped unfinished, so that nobody waits for ever.
+    fn drop(&mut self) {
+        if !self.flight.has_ended() {
+            self.core.flights.retire(&self.flight, Err(Error::loader("it was dropped before it finished")));
+        }
+        if self.counted {
+            self.core.owned.leave();
+        }
+    }
 }
 
 /// When a load began.
@@ -65,6 +79,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
             refreshes: None,
             fallback: Mutex::new(fallback),
             lease: Mutex::new(None),
+            counted: false,
         }
     }
 
@@ -75,17 +90,9 @@ impl<V: Send + Sync + 'static> Plan<V> {
         key: &str,
         entry: &Entry<V>,
     ) -> Self {
-        Self { refreshes: Some(entry.id), ..Self::new(core, flight, place, key, Some(entry.clone())) }
-    }
-
-    /// Fails the flight if its work is dropped unfinished, so that nobody waits for ever.
-    pub(crate) fn guard(&self) -> OnDrop<impl FnOnce() + use<V>> {
-        let (core, flight) = (Arc::clone(&self.core), Arc::clone(&self.flight));
-        OnDrop(Some(move || {
-            if !flight.has_ended() {
-                core.flights.retire(&flight, Err(Error::loader("it was dropped before it finished")));
-            }
-        }))
+        let mut plan = Self::new(core, flight, place, key, Some(entry.clone()));
+        plan.refreshes = Some(entry.id);
+        plan
     }
 
     /// Flies as a task of its own.
@@ -102,35 +109,37 @@ impl<V: Send + Sync + 'static> Plan<V> {
 
     /// The flight's work: finds the value or loads it.
     pub(crate) fn flown(self, loader: Loader<V>) -> Work {
-        let guards = (self.core.enter(), self.guard());
-        Box::pin(async move {
-            let _guards = guards;
-            self.fly(loader).await;
-        })
+        let plan = self.counted();
+        Box::pin(async move { plan.fly(loader).await })
     }
 
     /// The flight's work: finds the value, or not.
     pub(crate) fn looked_up(self) -> Work {
-        let guards = (self.core.enter(), self.guard());
+        let plan = self.counted();
         Box::pin(async move {
-            let _guards = guards;
-            let landing = match &self.core.shared {
-                Some(shared)
-                    if !self.core.closed_to_l2(&self.place.scope, &self.key) && self.core.in_sync(shared).await =>
-                {
-                    let read_at = self.core.runtime.now_ms();
-                    match shared.l2.get(&shared.l2.key(&self.place.scope.name, &self.key)).await {
-                        Ok(bytes) => self.landing_of_lookup(shared, bytes, read_at),
+            let core = &plan.core;
+            let landing = match &core.shared {
+                Some(shared) if !core.closed_to_l2(&plan.place.scope, &plan.key) && core.in_sync(shared).await => {
+                    let read_at = core.runtime.now_ms();
+                    match shared.l2.get(&shared.l2.key(&plan.place.scope.name, &plan.key)).await {
+                        Ok(bytes) => plan.landing_of_lookup(shared, bytes, read_at),
                         Err(_) => {
-                            self.core.counters.l2_errors.add_one();
+                            core.counters.l2_errors.add_one();
                             Landing::nothing()
                         }
                     }
                 }
                 _ => Landing::nothing(),
             };
-            self.land(landing);
+            plan.land(landing);
         })
+    }
+
+    /// From here on `close` waits for the plan.
+    fn counted(mut self) -> Self {
+        self.core.owned.enter();
+        self.counted = true;
+        self
     }
 
     pub(crate) fn landing_of_lookup(&self, shared: &SharedTier<V>, bytes: Option<Bytes>, read_at: u64) -> Landing<V> {
@@ -147,7 +156,7 @@ impl<V: Send + Sync + 'static> Plan<V> {
     }
 
     /// The whole flight: work, timeouts, and the callers' going away.
-    async fn fly(self, loader: Loader<V>) {
+    async fn fly(&self, loader: Loader<V>) {
         let landing = {
             let mut work = pin!(self.work(loader));
             let mut abandoned = pin!(self.flight.abandoned());

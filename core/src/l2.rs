@@ -21,7 +21,7 @@ use crate::bus::StreamAt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{Runtime, timeout};
 use crate::store::{NativeStore, Store};
-use crate::sync::RwLock;
+use crate::sync::Mutex;
 use crate::wire::key::{store_key, system_key};
 
 /// How long a lease lasts without renewal: how long a key waits for a node that died while loading it.
@@ -41,7 +41,7 @@ pub(crate) struct L2 {
     refusing: AtomicBool,
     /// The highest number that a poll has told of: the next asks for what is above.
     polled: AtomicU64,
-    clock: RwLock<Option<Offset>>,
+    clock: Clock,
     /// Whether the watermarks and the store's clock are known well enough to judge what is read. Lost at every gap and
     /// outage; until it is regained, a read asks for them first.
     synced: Synced,
@@ -60,6 +60,32 @@ struct Offset {
     high: u64,
     /// When it was learned.
     at: u64,
+}
+
+/// The offset, changed by a poll and read by every call.
+#[derive(Default)]
+struct Clock {
+    offset: Mutex<Option<Offset>>,
+    known: AtomicBool,
+    low: AtomicU64,
+    high: AtomicU64,
+}
+
+impl Clock {
+    /// One of the bounds, if they are known. Each is right by itself, so no lock is needed to read one.
+    fn read(&self, bound: &AtomicU64) -> Option<u64> {
+        self.known.load(Ordering::Acquire).then(|| bound.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, change: impl FnOnce(Option<Offset>) -> Option<Offset>) {
+        let mut offset = self.offset.lock();
+        *offset = change(*offset);
+        if let Some(offset) = *offset {
+            self.low.store(offset.low, Ordering::Relaxed);
+            self.high.store(offset.high, Ordering::Relaxed);
+        }
+        self.known.store(offset.is_some(), Ordering::Release);
+    }
 }
 
 impl Offset {
@@ -100,7 +126,7 @@ impl L2 {
             runtime,
             prefix,
             call_timeout,
-            clock: RwLock::default(),
+            clock: Clock::default(),
             synced: Synced { doubts: AtomicU64::new(1), settled: AtomicU64::new(0) },
         }
     }
@@ -144,13 +170,13 @@ impl L2 {
     /// The store's time, at the latest: judged by it, a value expires a little early rather than late.
     pub(crate) fn now_at_most(&self) -> u64 {
         let now = self.runtime.now_ms();
-        self.clock.read().map_or_else(|| self.runtime.wall_ms(), |offset| now.wrapping_add(offset.high))
+        self.clock.read(&self.clock.high).map_or_else(|| self.runtime.wall_ms(), |high| now.wrapping_add(high))
     }
 
     /// The store's time, at the earliest.
     pub(crate) fn now_at_least(&self) -> u64 {
         let now = self.runtime.now_ms();
-        self.clock.read().map_or_else(|| self.runtime.wall_ms(), |offset| now.wrapping_add(offset.low))
+        self.clock.read(&self.clock.low).map_or_else(|| self.runtime.wall_ms(), |low| now.wrapping_add(low))
     }
 
     /// Every call to the store goes through here: refused at once while the circuit is open, ended at the deadline.
@@ -285,7 +311,7 @@ impl L2 {
     /// The next poll asks for everything.
     pub(crate) fn settle_life(&self, life: Life) {
         // Another server has another clock.
-        *self.clock.write() = None;
+        self.clock.set(|_| None);
         self.polled.store(0, Ordering::Release);
         self.cells.settle(life);
     }
@@ -302,9 +328,7 @@ impl L2 {
         let heard = self.runtime.now_ms();
         // Our clock may tick coarsely; the widest reading of the two moments is the safe one.
         let (low, high) = (marks.now.wrapping_sub(heard), marks.now.wrapping_sub(asked.saturating_sub(COARSE)));
-        let mut clock = self.clock.write();
-        *clock = Some(Offset::sharpened(*clock, Offset { low, high, at: heard }));
-        drop(clock);
+        self.clock.set(|older| Some(Offset::sharpened(older, Offset { low, high, at: heard })));
         Ok(marks)
     }
 

@@ -18,24 +18,24 @@ use crate::pilot::{Drive, Work};
 
 impl<V: Send + Sync + 'static> Core<V> {
     /// `get_with` past the hit path.
-    pub(crate) async fn load(self: Arc<Self>, place: Place, key: Box<str>, loader: Loader<V>) -> Result<Arc<V>> {
-        self.usable(&key)?;
+    pub(crate) async fn load(self: &Arc<Self>, place: &Place, key: &str, loader: Loader<V>) -> Result<Arc<V>> {
+        self.usable(key)?;
         loop {
             let horizon = self.marks.horizon();
-            let fallback = match self.look(&place.scope, &key) {
+            let fallback = match self.look(&place.scope, key) {
                 Look::Fresh(entry) => {
                     self.counters.l1_hits.add_one();
                     return Ok(entry.value);
                 }
                 Look::Refresh(entry) => {
                     self.counters.stale_served.add_one();
-                    self.refresh(&place, &key, &entry, loader);
+                    self.refresh(place, key, &entry, loader);
                     return Ok(entry.value);
                 }
                 Look::Fallback(entry) => Some(entry),
                 Look::Miss => None,
             };
-            match self.board(&place, &key, Purpose::Load, Hear::Future) {
+            match self.board(place, key, Purpose::Load, Hear::Future) {
                 Boarded::Failed(outcome) => {
                     self.counters.joined.add_one();
                     return self.answer(outcome, fallback);
@@ -49,7 +49,7 @@ impl<V: Send + Sync + 'static> Core<V> {
                     }
                     let outcome = waiting.await;
                     if let Ok(Some(entry)) = &outcome
-                        && self.dead_on_arrival(&place, entry, horizon)
+                        && self.dead_on_arrival(place, entry, horizon)
                     {
                         continue;
                     }
@@ -58,8 +58,8 @@ impl<V: Send + Sync + 'static> Core<V> {
                 Boarded::Lead(flight, seat) => {
                     self.counters.misses.add_one();
                     let waiting = Waiting::new(Arc::clone(&self.flights), Arc::clone(&flight), seat);
-                    let work = Plan::new(&self, Arc::clone(&flight), &place, &key, fallback).flown(loader);
-                    return self.answer(Leading::new(&self, flight, work, waiting).await, None);
+                    let work = Plan::new(self, Arc::clone(&flight), place, key, fallback).flown(loader);
+                    return self.answer(Leading::new(self, flight, work, waiting).await, None);
                 }
             }
         }
@@ -127,18 +127,18 @@ impl<V: Send + Sync + 'static> Core<V> {
     }
 
     /// `get` past the hit path: L1, then L2; nothing is loaded.
-    pub(crate) async fn find(self: Arc<Self>, place: Place, key: Box<str>) -> Result<Option<Arc<V>>> {
-        self.usable(&key)?;
+    pub(crate) async fn find(self: &Arc<Self>, place: &Place, key: &str) -> Result<Option<Arc<V>>> {
+        self.usable(key)?;
         loop {
             let horizon = self.marks.horizon();
-            match self.look(&place.scope, &key) {
+            match self.look(&place.scope, key) {
                 Look::Fresh(entry) => {
                     self.counters.l1_hits.add_one();
                     return Ok(Some(entry.value));
                 }
                 Look::Refresh(entry) => {
                     self.counters.stale_served.add_one();
-                    self.look_again(&place, &key, &entry);
+                    self.look_again(place, key, &entry);
                     return Ok(Some(entry.value));
                 }
                 Look::Fallback(_) | Look::Miss => {}
@@ -147,16 +147,16 @@ impl<V: Send + Sync + 'static> Core<V> {
                 self.counters.misses.add_one();
                 return Ok(None);
             }
-            let (outcome, joined) = match self.board(&place, &key, Purpose::Lookup, Hear::Future) {
+            let (outcome, joined) = match self.board(place, key, Purpose::Lookup, Hear::Future) {
                 Boarded::Lead(flight, seat) => {
                     let waiting = Waiting::new(Arc::clone(&self.flights), Arc::clone(&flight), seat);
-                    let work = Plan::new(&self, Arc::clone(&flight), &place, &key, None).looked_up();
-                    (Leading::new(&self, flight, work, waiting).await?, false)
+                    let work = Plan::new(self, Arc::clone(&flight), place, key, None).looked_up();
+                    (Leading::new(self, flight, work, waiting).await?, false)
                 }
                 Boarded::Joined(flight, seat) => (Waiting::new(Arc::clone(&self.flights), flight, seat).await?, true),
                 Boarded::Failed(outcome) => return outcome.map(|entry| entry.map(|entry| entry.value)),
             };
-            if joined && outcome.as_ref().is_some_and(|entry| self.dead_on_arrival(&place, entry, horizon)) {
+            if joined && outcome.as_ref().is_some_and(|entry| self.dead_on_arrival(place, entry, horizon)) {
                 continue;
             }
             if outcome.is_none() {
@@ -226,11 +226,7 @@ impl<V: Send + Sync + 'static> Core<V> {
         }
         if !plans.is_empty() {
             let core = Arc::clone(&self);
-            let guards: Vec<_> = plans.iter().map(Plan::guard).collect();
-            self.spawn_owned(async move {
-                let _guards = guards;
-                core.look_up_many(plans).await;
-            })?;
+            self.spawn_owned(async move { core.look_up_many(plans).await })?;
         }
         for (index, waiting) in waits {
             found[index] = waiting.await?.map(|entry| entry.value);
@@ -273,20 +269,20 @@ impl<V: Send + Sync + 'static> Core<V> {
 }
 
 /// The caller who leads a flight: drives its work, as long as nobody else waits for it.
-struct Leading<V: Send + Sync + 'static> {
-    core: Arc<Core<V>>,
+struct Leading<'a, V: Send + Sync + 'static> {
+    core: &'a Arc<Core<V>>,
     flight: Arc<Flight<Outcome<V>>>,
     waiting: Waiting<Outcome<V>>,
 }
 
-impl<V: Send + Sync + 'static> Leading<V> {
-    fn new(core: &Arc<Core<V>>, flight: Arc<Flight<Outcome<V>>>, work: Work, waiting: Waiting<Outcome<V>>) -> Self {
+impl<'a, V: Send + Sync + 'static> Leading<'a, V> {
+    fn new(core: &'a Arc<Core<V>>, flight: Arc<Flight<Outcome<V>>>, work: Work, waiting: Waiting<Outcome<V>>) -> Self {
         core.send_off(flight.pilot.take_on(work));
-        Self { core: Arc::clone(core), flight, waiting }
+        Self { core, flight, waiting }
     }
 }
 
-impl<V: Send + Sync + 'static> Future for Leading<V> {
+impl<V: Send + Sync + 'static> Future for Leading<'_, V> {
     type Output = Outcome<V>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<V>> {
@@ -300,7 +296,7 @@ impl<V: Send + Sync + 'static> Future for Leading<V> {
     }
 }
 
-impl<V: Send + Sync + 'static> Drop for Leading<V> {
+impl<V: Send + Sync + 'static> Drop for Leading<'_, V> {
     fn drop(&mut self) {
         // Before the seat is left: a load that nobody wants any more has to find that out and give its lease back.
         self.core.send_off(self.flight.pilot.hand_over());

@@ -5,7 +5,7 @@
 //! load *began* (its stamp). Dead is whoever's stamp is below the number of its tag, its scope or the floor. No clocks
 //! are compared, and not knowing a newer number errs to a miss.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hashbrown::HashMap;
 
@@ -73,6 +73,12 @@ pub(crate) struct Watermarks {
     /// The highest number known; the stamp of what begins to load now.
     known: AtomicU64,
     state: RwLock<State>,
+    /// What decides while no scope or tag is marked, waited for or cleared, which is nearly always: read by every load
+    /// instead of the lock, whose counter would travel between the cores. Invariant: changed under the lock, after the
+    /// state and before the generation; of several, the one that decides less comes last.
+    plain: AtomicBool,
+    floor: AtomicU64,
+    cleared: AtomicU64,
 }
 
 #[derive(Default)]
@@ -91,12 +97,31 @@ struct State {
 impl Watermarks {
     pub(crate) fn new() -> Self {
         // Generation 1: an entry's `checked` of 0 never matches.
-        Self { generation: AtomicU64::new(1), known: AtomicU64::new(0), state: RwLock::default() }
+        Self {
+            generation: AtomicU64::new(1),
+            known: AtomicU64::new(0),
+            state: RwLock::default(),
+            plain: AtomicBool::new(true),
+            floor: AtomicU64::new(0),
+            cleared: AtomicU64::new(0),
+        }
     }
 
     /// The highest number that a caller who comes now must see heeded; while a number is waited for, any.
     pub(crate) fn horizon(&self) -> u64 {
-        if self.state.read().pending.is_empty() { self.known() } else { u64::MAX }
+        if self.is_plain() || self.state.read().pending.is_empty() { self.known() } else { u64::MAX }
+    }
+
+    fn is_plain(&self) -> bool {
+        self.plain.load(Ordering::Acquire)
+    }
+
+    /// Ends every change of the state.
+    fn publish(&self, state: &State) {
+        self.floor.store(state.floor, Ordering::Release);
+        self.cleared.store(state.cleared, Ordering::Release);
+        let plain = state.marks.is_empty() && state.pending.is_empty() && state.cleared_scopes.is_empty();
+        self.plain.store(plain, Ordering::Release);
     }
 
     /// Read before the state it vouches for: see [`Self::alive`].
@@ -115,6 +140,7 @@ impl Watermarks {
         let next = self.generation.load(Ordering::Relaxed) + 1;
         state.cleared = next;
         state.cleared_scopes.clear();
+        self.publish(&state);
         // Invariant: the generation moves after the state, inside the lock. A hit that still sees the old number began
         // before the clear returned; one that sees the new number finds the state.
         self.generation.store(next, Ordering::Release);
@@ -125,6 +151,7 @@ impl Watermarks {
         let mut state = self.state.write();
         let next = self.generation.load(Ordering::Relaxed) + 1;
         state.cleared_scopes.insert(scope, next);
+        self.publish(&state);
         self.generation.store(next, Ordering::Release);
     }
 
@@ -137,6 +164,9 @@ impl Watermarks {
 
     /// The generation below which a flight must not be joined by a caller who comes now.
     pub(crate) fn not_before(&self, scope: u32) -> u64 {
+        if self.is_plain() {
+            return self.cleared.load(Ordering::Acquire);
+        }
         let state = self.state.read();
         state.cleared_scopes.get(&scope).copied().unwrap_or(0).max(state.cleared)
     }
@@ -166,6 +196,7 @@ impl Watermarks {
             state.marks.remove(&lowest);
             state.floor = state.floor.max(number);
         }
+        self.publish(&state);
         if changed {
             let next = self.generation.load(Ordering::Relaxed) + 1;
             self.generation.store(next, Ordering::Release);
@@ -178,6 +209,7 @@ impl Watermarks {
         state.suspensions += 1;
         let suspension = Suspension { since: now, serial: state.suspensions };
         state.pending.insert(member, suspension);
+        self.publish(&state);
         let next = self.generation.load(Ordering::Relaxed) + 1;
         self.generation.store(next, Ordering::Release);
     }
@@ -194,6 +226,7 @@ impl Watermarks {
         if state.pending.get(member) == Some(&suspension) {
             state.pending.remove(member);
         }
+        self.publish(&state);
     }
 
     /// A number for an invalidation on a node without L2, where numbers are its own.
@@ -211,6 +244,13 @@ impl Watermarks {
 
     /// Whether the entry may be answered, and the generation for which that holds.
     pub(crate) fn alive<V>(&self, entry: &Entry<V>, scope: u32, scope_name: &str) -> Option<u64> {
+        // Read first: what changes after it makes the verdict one of an older generation.
+        let generation = self.generation();
+        if self.is_plain() {
+            let dead = entry.checked < self.cleared.load(Ordering::Acquire)
+                || self.floor.load(Ordering::Acquire) > entry.stamp;
+            return (!dead).then_some(generation);
+        }
         let state = self.state.read();
         if entry.checked < state.cleared
             || state.cleared_scopes.get(&scope).is_some_and(|cleared| entry.checked < *cleared)
@@ -227,6 +267,9 @@ impl Watermarks {
     /// Whether a value with this stamp is dead. `loaded_here` is when this node began to load it, or `None` where it came
     /// from L2.
     pub(crate) fn dead(&self, stamp: u64, loaded_here: Option<u64>, scope: &str, tags: &[Box<str>]) -> bool {
+        if self.is_plain() {
+            return self.floor.load(Ordering::Acquire) > stamp;
+        }
         self.state.read().dead(stamp, loaded_here, scope, tags)
     }
 }
