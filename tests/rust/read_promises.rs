@@ -190,6 +190,27 @@ fn p2_a_caller_who_leaves_while_it_reads_the_store_leaves_nothing_behind() {
 }
 
 #[test]
+fn p2_close_waits_for_the_loads_in_progress() {
+    run(async |runtime| {
+        let fleet = Fleet::start(&runtime, 1, &EntryOptions::new()).await;
+        let (gate, node) = (Gate::new(), fleet.nodes[0].clone());
+        let load = node.get_with("k", held(&Count::new(), &gate, 7));
+        let end = async {
+            let loading = gate.held().await;
+            let (closed, ()) = join(fleet.nodes[0].close(), async {
+                runtime.settle().await;
+                loading.release();
+            })
+            .await;
+            closed.unwrap();
+            assert_eq!(fleet.cell("k").await, Some('V'), "it was filled before the end");
+        };
+        let (loaded, ()) = join(load, end).await;
+        assert_eq!(*loaded.unwrap(), 7);
+    });
+}
+
+#[test]
 fn p3_one_node_of_the_fleet_loads() {
     run(async |runtime| {
         let fleet = Fleet::start(&runtime, 3, &EntryOptions::new()).await;
