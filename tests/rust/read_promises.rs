@@ -197,12 +197,13 @@ fn p2_close_waits_for_the_loads_in_progress() {
         let load = node.get_with("k", held(&Count::new(), &gate, 7));
         let end = async {
             let loading = gate.held().await;
-            let (closed, ()) = join(fleet.nodes[0].close(), async {
+            let mut close = Box::pin(fleet.nodes[0].close());
+            for _ in 0..3 {
+                assert!(futures_util::poll!(&mut close).is_pending(), "it waits");
                 runtime.settle().await;
-                loading.release();
-            })
-            .await;
-            closed.unwrap();
+            }
+            loading.release();
+            close.await.unwrap();
             assert_eq!(fleet.cell("k").await, Some('V'), "it was filled before the end");
         };
         let (loaded, ()) = join(load, end).await;
