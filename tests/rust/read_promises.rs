@@ -203,7 +203,9 @@ fn p2_close_waits_for_the_loads_in_progress() {
                 runtime.settle().await;
             }
             loading.release();
+            let before = runtime.now_ms();
             close.await.unwrap();
+            assert!(runtime.now_ms() - before < 1_000, "and no longer than it has to");
             assert_eq!(fleet.cell("k").await, Some('V'), "it was filled before the end");
         };
         let (loaded, ()) = join(load, end).await;

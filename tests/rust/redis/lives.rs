@@ -7,7 +7,7 @@ use fleetcache_services::Redis;
 use fleetcache_tests::ms;
 use fleetcache_tests::real::{eventually, node, ready};
 
-async fn restart(server: &Redis) {
+fn restart(server: &Redis) {
     server.kill();
     server.restart().unwrap();
     let there = server.command(&["EXISTS", "fleetcache::k"]).unwrap();
@@ -44,7 +44,7 @@ async fn who_removed_a_value_does_not_read_it_again_and_removes_it_again() {
         } else {
             a.remove("k").await.unwrap();
         }
-        restart(&server).await;
+        restart(&server);
         a.remove_local("k");
         b.remove_local("k");
         has_the_store_again(&a).await;
@@ -73,7 +73,7 @@ async fn what_is_older_than_anyone_remembers_is_not_used_at_all() {
         let same = node(&server.url());
         assert_eq!(same.get("k").await.unwrap().as_deref(), Some(&1), "the same life: nothing was lost");
         same.close().await.unwrap();
-        restart(&server).await;
+        restart(&server);
         let late = node(&server.url());
         assert_eq!(late.get("k").await.unwrap().is_some(), used, "{lost} ms");
         ready(&late, 0).await;
@@ -96,7 +96,7 @@ async fn tags_that_were_invalidated_before_a_restart_stay_dead() {
     assert_eq!(a.get("k").await.unwrap().as_deref(), Some(&1));
     assert_eq!(server.command(&["SAVE"]).unwrap().trim(), "OK");
     a.remove_by_tag("t").await.unwrap();
-    restart(&server).await;
+    restart(&server);
     has_the_store_again(&a).await;
     // Also for a node that was not there: those who were have written their watermarks back.
     let late = node(&server.url());
