@@ -9,8 +9,10 @@
 //!   the lease, load, fill) and `landing` (what is answered and kept)
 //! - `write`: the way of a `set` or `remove`, through L2, L1 and the bus
 //! - `coherence`: the way of an invalidation from the bus to L1; `peers` finds gaps, `outbox` sends, `repair` remembers
-//!   what could not be sent, `watermark` kills whole tags and scopes
-//! - `store` and `bus`: the traits behind which servers stand; `wire`: their bytes
+//!   what could not be sent and `repairing` sends it, `watermark` kills whole tags and scopes, `syncing` learns what a
+//!   node has to know before it believes L2, `recent` what is to be removed again when a server went back in time
+//! - `store` and `bus`: the traits behind which servers stand, and the servers; `redis`: connections to Redis; `wire`:
+//!   what is stored and sent, byte by byte
 //! - `host`: the seam on which the Python and Node packages stand
 //! - `runtime`: time, tasks and chance
 //!
