@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Waker};
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use hashbrown::hash_map::EntryRef;
+use smallvec::SmallVec;
 
 use crate::key::{Key, KeyRef};
 use crate::pilot::Pilot;
@@ -48,7 +49,7 @@ struct State<T> {
     alive: bool,
     outcome: Option<T>,
     /// Grows while the flight lasts; an index is never given twice.
-    seats: Vec<Option<Seat<T>>>,
+    seats: SmallVec<[Option<Seat<T>>; 1]>,
     waiting: usize,
     /// Somebody other than a caller wants the result: the flight goes on without callers.
     background: bool,
@@ -119,13 +120,14 @@ struct Failure<T> {
 }
 
 struct Slot<T> {
-    flights: Vec<Arc<Flight<T>>>,
+    /// Nearly always one.
+    flights: SmallVec<[Arc<Flight<T>>; 1]>,
     failure: Option<Failure<T>>,
 }
 
 impl<T> Default for Slot<T> {
     fn default() -> Self {
-        Self { flights: Vec::new(), failure: None }
+        Self { flights: SmallVec::new(), failure: None }
     }
 }
 
@@ -219,7 +221,7 @@ impl<T: Clone> Flights<T> {
             state: Mutex::new(State {
                 alive: true,
                 outcome: None,
-                seats: Vec::new(),
+                seats: SmallVec::new(),
                 waiting: 0,
                 background: false,
                 abandoned: false,
