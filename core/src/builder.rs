@@ -259,6 +259,6 @@ impl<V: Send + Sync + 'static> Builder<V> {
             runtime,
         });
         core.start_loops()?;
-        Ok(HybridCache::from_parts(core, Place { scope, options: resolved }, self.options))
+        Ok(HybridCache::from_parts(core, Place::new(scope, resolved), self.options))
     }
 }

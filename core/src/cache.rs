@@ -178,7 +178,7 @@ impl<V: Send + Sync + 'static> HybridCache<V> {
         };
         Ok(Self {
             core: Arc::clone(&self.core),
-            place: Place { scope, options: Arc::clone(&self.place.options) },
+            place: Place::new(scope, Arc::clone(&self.place.options)),
             options: self.options.clone(),
         })
     }
@@ -187,11 +187,7 @@ impl<V: Send + Sync + 'static> HybridCache<V> {
     pub fn with_options(&self, options: &EntryOptions) -> Result<Self> {
         let options = options.over(&self.options);
         let resolved = Arc::new(options.resolve()?);
-        Ok(Self {
-            core: Arc::clone(&self.core),
-            place: Place { scope: Arc::clone(&self.place.scope), options: resolved },
-            options,
-        })
+        Ok(Self { core: Arc::clone(&self.core), place: Place::new(Arc::clone(&self.place.scope), resolved), options })
     }
 
     /// What the cache has done so far.

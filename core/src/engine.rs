@@ -345,18 +345,29 @@ impl<F: FnOnce()> Drop for OnDrop<F> {
 }
 
 /// What a handle adds to the core: where its keys live and how they are kept.
-pub(crate) struct Place {
+///
+/// One pointer: every flight takes a copy, and two counts that travel between cores cost twice as much.
+#[derive(Clone)]
+pub(crate) struct Place(Arc<PlaceParts>);
+
+pub(crate) struct PlaceParts {
     pub(crate) scope: Arc<Scope>,
     pub(crate) options: Arc<crate::options::Resolved>,
 }
 
-impl Clone for Place {
-    fn clone(&self) -> Self {
-        Self { scope: Arc::clone(&self.scope), options: Arc::clone(&self.options) }
+impl std::ops::Deref for Place {
+    type Target = PlaceParts;
+
+    fn deref(&self) -> &PlaceParts {
+        &self.0
     }
 }
 
 impl Place {
+    pub(crate) fn new(scope: Arc<Scope>, options: Arc<crate::options::Resolved>) -> Self {
+        Self(Arc::new(PlaceParts { scope, options }))
+    }
+
     pub(crate) fn at<'a>(&self, key: &'a str) -> KeyRef<'a> {
         KeyRef { scope: self.scope.id, text: key }
     }

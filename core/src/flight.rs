@@ -10,7 +10,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use foldhash::fast::FixedState;
@@ -135,13 +135,13 @@ struct Shard<T> {
     slots: HashMap<Key, Slot<T>, FixedState>,
     /// How many slots hold nothing but a failure, at most: past a bound the expired ones are swept.
     failures: usize,
+    in_progress: usize,
 }
 
 /// The registry: key to flights, in shards.
 pub(crate) struct Flights<T> {
     shards: Box<[Mutex<Shard<T>>]>,
     hasher: FixedState,
-    in_progress: AtomicUsize,
 }
 
 /// The result of asking for a flight.
@@ -159,12 +159,10 @@ const FAILURES_PER_SHARD: usize = 128;
 
 impl<T: Clone> Flights<T> {
     pub(crate) fn new(seed: u64) -> Self {
-        let shard = || Mutex::new(Shard { slots: HashMap::with_hasher(FixedState::with_seed(seed)), failures: 0 });
-        Self {
-            shards: (0..SHARDS).map(|_| shard()).collect(),
-            hasher: FixedState::with_seed(!seed),
-            in_progress: AtomicUsize::new(0),
-        }
+        let shard = || {
+            Mutex::new(Shard { slots: HashMap::with_hasher(FixedState::with_seed(seed)), failures: 0, in_progress: 0 })
+        };
+        Self { shards: (0..SHARDS).map(|_| shard()).collect(), hasher: FixedState::with_seed(!seed) }
     }
 
     fn shard(&self, key: KeyRef<'_>) -> &Mutex<Shard<T>> {
@@ -231,9 +229,8 @@ impl<T: Clone> Flights<T> {
         });
         let seat = flight.state.lock().sit(hear);
         slot.flights.push(Arc::clone(&flight));
+        shard.in_progress += 1;
         drop(shard);
-        // Relaxed: a count for close() and stats(), it orders nothing.
-        self.in_progress.fetch_add(1, Ordering::Relaxed);
         Boarded::Lead(flight, seat)
     }
 
@@ -316,8 +313,8 @@ impl<T: Clone> Flights<T> {
         state.alive = false;
         let seats = state.take_seats();
         drop(state);
+        shard.in_progress -= 1;
         drop(shard);
-        self.in_progress.fetch_sub(1, Ordering::Relaxed);
         tell(seats, &outcome);
     }
 
@@ -350,7 +347,7 @@ impl<T: Clone> Flights<T> {
     }
 
     pub(crate) fn in_progress(&self) -> usize {
-        self.in_progress.load(Ordering::Relaxed)
+        self.shards.iter().map(|shard| shard.lock().in_progress).sum()
     }
 
     /// Counts an abandoned flight as ended; its driver calls this last.

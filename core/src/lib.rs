@@ -83,7 +83,7 @@ pub use crate::stats::Stats;
 pub use crate::store::RedisStore;
 pub use crate::store::{MemoryStore, Store};
 
-/// The README's example is a test.
-#[cfg(all(doctest, feature = "msgpack"))]
+/// The README's examples are tests.
+#[cfg(all(doctest, feature = "msgpack", feature = "redis"))]
 #[doc = include_str!("../../README.md")]
 struct Readme;

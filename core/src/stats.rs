@@ -53,6 +53,7 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             pub(crate) l1_hits: Striped,
+            pub(crate) l2_hits: Striped,
             $(pub(crate) $name: Counter,)*
         }
 
@@ -63,6 +64,8 @@ macro_rules! counters {
         pub struct Stats {
             /// Answers from this process's memory.
             pub l1_hits: u64,
+            /// Values found in the shared store.
+            pub l2_hits: u64,
             $($(#[$doc])* pub $name: u64,)*
             /// Entries in this process's memory.
             pub entries: u64,
@@ -76,15 +79,13 @@ macro_rules! counters {
 
         impl Counters {
             pub(crate) fn snapshot(&self) -> Stats {
-                Stats { l1_hits: self.l1_hits.sum(), $($name: self.$name.get(),)* ..Stats::default() }
+                Stats { l1_hits: self.l1_hits.sum(), l2_hits: self.l2_hits.sum(), $($name: self.$name.get(),)* ..Stats::default() }
             }
         }
     };
 }
 
 counters! {
-    /// Values found in the shared store.
-    l2_hits,
     /// Reads that found nothing in memory or the shared store.
     misses,
     /// Loads started.
