@@ -14,7 +14,7 @@ use crate::bus::{Bus, Delivery};
 use crate::engine::{BusSide, Core};
 use crate::error::Result;
 use crate::peers::{Numbered, Sender};
-use crate::runtime::{BoxFuture, Runtime};
+use crate::runtime::{BoxFuture, Runtime, jittered};
 use crate::watermark::{scope_member, tag_member};
 use crate::wire::message::{Body, Item, Message, peek_sender};
 
@@ -123,11 +123,6 @@ impl<V: Send + Sync + 'static> Core<V> {
             None => self.marks.raise([(member.as_str(), self.marks.issue())], 0),
         }
     }
-}
-
-pub(crate) fn jittered(pause: Duration, runtime: &dyn Runtime) -> Duration {
-    let millis = pause.as_millis() as u64;
-    Duration::from_millis(millis / 2 + runtime.random() % (millis / 2 + 1))
 }
 
 /// Receives for as long as the cache lives. Holds it only while a message is applied.

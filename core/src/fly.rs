@@ -17,7 +17,7 @@ use crate::l2::cells::{Acquired, Lease};
 use crate::landing::{How, Landing};
 use crate::loader::{LoadContext, Loader};
 use crate::pilot::Work;
-use crate::runtime::{Either, first};
+use crate::runtime::{Either, first, jittered};
 use crate::sync::Mutex;
 use crate::values::Found;
 use crate::wire::cell::{Cell, HOLD};
@@ -277,10 +277,9 @@ impl<V: Send + Sync + 'static> Plan<V> {
                     }
                 }
             }
-            // Another node loads. Half to all of the pause, so that the waiting nodes do not ask together.
-            let longest = pause.min(leased_for.unwrap_or(pause).max(1));
-            let jittered = longest / 2 + core.runtime.random() % (longest / 2 + 1) + 1;
-            core.runtime.sleep(Duration::from_millis(jittered)).await;
+            // Another node loads.
+            let longest = Duration::from_millis(pause.min(leased_for.unwrap_or(pause).max(1)));
+            core.runtime.sleep(jittered(longest, &*core.runtime) + Duration::from_millis(1)).await;
             pause = (pause * 2).min(LONGEST_POLL);
             if core.closed_to_l2(&self.place.scope, &self.key) {
                 return Err(Error::unavailable("the key is not read from the shared store until it is repaired"));

@@ -37,6 +37,8 @@ pub(crate) struct L2 {
     call_timeout: Duration,
     /// One for each part of the keys that fails apart from the others.
     breakers: Box<[Breaker]>,
+    /// The part that the watermarks are in.
+    watermarks_part: usize,
     /// The store answers but refuses what would change it.
     refusing: AtomicBool,
     /// The highest number that a poll has told of: the next asks for what is above.
@@ -114,12 +116,14 @@ impl L2 {
         prefix: Box<str>,
         call_timeout: Duration,
     ) -> Self {
+        let watermarks = system_key(&prefix, "w");
         let cells = match store.native(&prefix, &runtime) {
             Some(NativeStore(cells)) => cells,
-            None => Box::new(StoreCells::new(store, Arc::clone(&runtime), system_key(&prefix, "w"))),
+            None => Box::new(StoreCells::new(store, Arc::clone(&runtime), watermarks.clone())),
         };
         Self {
             breakers: (0..cells.parts()).map(|_| Breaker::default()).collect(),
+            watermarks_part: cells.part(&watermarks),
             refusing: AtomicBool::new(false),
             polled: AtomicU64::new(0),
             cells,
@@ -288,11 +292,7 @@ impl L2 {
     }
 
     pub(crate) async fn invalidate(&self, members: &[String], known: u64) -> Result<u64> {
-        self.call(self.part_of_watermarks(), self.cells.invalidate(members, known)).await
-    }
-
-    fn part_of_watermarks(&self) -> usize {
-        self.cells.part(&system_key(&self.prefix, "w"))
+        self.call(self.watermarks_part, self.cells.invalidate(members, known)).await
     }
 
     pub(crate) fn life(&self) -> Life {
@@ -317,14 +317,14 @@ impl L2 {
     }
 
     pub(crate) async fn lost(&self) -> Result<Option<Duration>> {
-        self.call(self.part_of_watermarks(), self.cells.lost()).await
+        self.call(self.watermarks_part, self.cells.lost()).await
     }
 
     /// Asks for the watermarks that no poll has told of yet, and reads the store's clock on the way.
     pub(crate) async fn poll(&self, known: u64) -> Result<Marks> {
         let asked = self.runtime.now_ms();
         let since = self.polled.load(Ordering::Acquire);
-        let marks = self.call(self.part_of_watermarks(), self.cells.poll(since, known)).await?;
+        let marks = self.call(self.watermarks_part, self.cells.poll(since, known)).await?;
         let heard = self.runtime.now_ms();
         // Our clock may tick coarsely; the widest reading of the two moments is the safe one.
         let (low, high) = (marks.now.wrapping_sub(heard), marks.now.wrapping_sub(asked.saturating_sub(COARSE)));
@@ -338,7 +338,7 @@ impl L2 {
     }
 
     pub(crate) async fn restore(&self, members: &[(String, u64)]) -> Result<()> {
-        self.call(self.part_of_watermarks(), self.cells.restore(members)).await
+        self.call(self.watermarks_part, self.cells.restore(members)).await
     }
 
     pub(crate) async fn close(&self) {

@@ -76,31 +76,29 @@ impl Outbox {
         Self { bus, runtime, sender, heartbeat, publish_timeout, joined, state: Mutex::new(state) }
     }
 
-    /// Publishes `items`, together with whatever else waits; returns when the carrier has them.
-    pub(crate) async fn publish(self: &Arc<Self>, items: impl IntoIterator<Item = Item>) -> Result<()> {
-        self.enqueue(items.into_iter().map(|item| (item, None)))?.await
-    }
-
-    /// Whether [`Self::remove`] is there to be used.
+    /// Whether items may come with a key of the store to be removed.
     pub(crate) fn is_joined(&self) -> bool {
         self.joined.is_some()
     }
 
-    /// Removes the store's keys and publishes the items that say so, each pair in one atomic step.
-    pub(crate) async fn remove(self: &Arc<Self>, items: impl IntoIterator<Item = (Item, String)>) -> Result<()> {
-        self.enqueue(items.into_iter().map(|(item, key)| (item, Some(key))))?.await
-    }
-
-    fn enqueue(self: &Arc<Self>, items: impl Iterator<Item = (Item, Option<String>)>) -> Result<Run> {
-        let mut state = self.state.lock();
-        for (item, removal) in items {
-            if state.waiting.len() >= MAX_WAITING {
-                return Err(Error::unavailable(format!("{MAX_WAITING} invalidations wait for the bus already")));
+    /// Publishes `items`, together with whatever else waits; returns when the carrier has them. A key of the store that
+    /// comes with an item is removed in the same atomic step.
+    pub(crate) async fn publish(
+        self: &Arc<Self>,
+        items: impl IntoIterator<Item = (Item, Option<String>)>,
+    ) -> Result<()> {
+        let run = {
+            let mut state = self.state.lock();
+            for (item, removal) in items {
+                if state.waiting.len() >= MAX_WAITING {
+                    return Err(Error::unavailable(format!("{MAX_WAITING} invalidations wait for the bus already")));
+                }
+                let waiting = state.waiting.entry(item).or_insert(None);
+                *waiting = removal.or(waiting.take());
             }
-            let waiting = state.waiting.entry(item).or_insert(None);
-            *waiting = removal.or(waiting.take());
-        }
-        Ok(self.next_run(&mut state))
+            self.next_run(&mut state)
+        };
+        run.await
     }
 
     /// Says that this node lives and which number was its last.

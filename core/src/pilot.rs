@@ -85,8 +85,8 @@ impl Pilot {
         }
     }
 
-    /// Somebody else waits for the work, it begins to load, or its leader leaves: it goes to the runtime, now if it is here, or as soon as
-    /// the leader's poll returns.
+    /// Somebody else waits for the work, it begins to load, or its leader leaves: it goes to the runtime, now if it is
+    /// here, or as soon as the leader's poll returns.
     pub(crate) fn hand_over(&self) -> Option<Work> {
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, State::Gone) {

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::coherence::{FIRST_RETRY, LONGEST_RETRY, jittered};
+use crate::coherence::{FIRST_RETRY, LONGEST_RETRY};
 use crate::engine::Core;
 use crate::error::Result;
 use crate::key::Key;
+use crate::runtime::jittered;
 use crate::watermark::{key_member, member_item, scope_member};
 use crate::wire::message::Item;
 

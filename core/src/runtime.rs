@@ -43,6 +43,12 @@ pub(crate) async fn timeout<T>(runtime: &dyn Runtime, limit: Duration, future: i
     }
 }
 
+/// Half to all of a pause, at random, so that the nodes of a fleet do not try again together.
+pub(crate) fn jittered(pause: Duration, runtime: &dyn Runtime) -> Duration {
+    let millis = pause.as_millis() as u64;
+    Duration::from_millis(millis / 2 + runtime.random() % (millis / 2 + 1))
+}
+
 pub(crate) enum Either<A, B> {
     Left(A),
     Right(B),

@@ -132,30 +132,40 @@ impl<V: Send + Sync + 'static> Core<V> {
     }
 
     async fn remove_shared(self: Arc<Self>, place: Place, keys: Vec<Box<str>>) -> Result<()> {
-        keys.iter().for_each(|key| self.drop_local(&place, key));
-        let mut failed = None;
-        if let (Some(shared), Some(bus)) = (&self.shared, &self.bus)
-            && bus.outbox.is_joined()
-        {
-            keys.iter().for_each(|key| self.note_recent(place.at(key)));
-            let removals = keys.iter().map(|key| {
-                let item = Item::Key { scope: (*place.scope.name).into(), key: key.clone(), l2_pending: false };
-                (item, shared.l2.key(&place.scope.name, key))
-            });
-            match bus.outbox.remove(removals).await {
-                Ok(()) => self.counters.invalidations_sent.add(keys.len() as u64),
-                Err(error) => {
-                    // Neither is sure to have happened. The repair does both, the removal first.
-                    self.counters.bus_errors.add_one();
-                    keys.iter().for_each(|key| self.list_for_repair(&place.scope, key));
-                    failed = Some(error);
-                }
-            }
-            keys.iter().for_each(|key| self.drop_local(&place, key));
-            return self.verdict(failed);
+        for key in &keys {
+            self.drop_local(&place, key);
+            self.note_recent(place.at(key));
         }
+        let failed = match (&self.shared, &self.bus) {
+            (Some(shared), Some(bus)) if bus.outbox.is_joined() => self.remove_in_one_step(shared, &place, &keys).await,
+            _ => self.remove_then_announce(&place, &keys).await,
+        };
+        // Again: a reader that came between the first step and L2's delete may have copied the old value into L1, or be
+        // about to.
+        keys.iter().for_each(|key| self.drop_local(&place, key));
+        self.verdict(failed)
+    }
+
+    /// Where the store's server carries the messages too.
+    async fn remove_in_one_step(
+        self: &Arc<Self>,
+        shared: &SharedTier<V>,
+        place: &Place,
+        keys: &[Box<str>],
+    ) -> Option<Error> {
+        let item = |key: &str| Item::Key { scope: (*place.scope.name).into(), key: key.into(), l2_pending: false };
+        let removals = keys.iter().map(|key| (item(key), Some(shared.l2.key(&place.scope.name, key))));
+        let failed = self.send(removals.collect()).await.err();
+        if failed.is_some() {
+            // Neither is sure to have happened. The repair does both, the removal first.
+            keys.iter().for_each(|key| self.list_for_repair(&place.scope, key));
+        }
+        failed
+    }
+
+    async fn remove_then_announce(self: &Arc<Self>, place: &Place, keys: &[Box<str>]) -> Option<Error> {
+        let mut failed = None;
         if let Some(shared) = &self.shared {
-            keys.iter().for_each(|key| self.note_recent(place.at(key)));
             let store_keys: Vec<_> = keys.iter().map(|key| shared.l2.key(&place.scope.name, key)).collect();
             if let Err(error) = shared.l2.remove(&store_keys).await {
                 self.counters.l2_errors.add_one();
@@ -173,10 +183,7 @@ impl<V: Send + Sync + 'static> Core<V> {
             keys.iter().for_each(|key| self.list_for_repair(&place.scope, key));
             failed.get_or_insert(error);
         }
-        // Again: a reader that came between the first step and L2's delete may have copied the old value into L1, or be
-        // about to.
-        keys.iter().for_each(|key| self.drop_local(&place, key));
-        self.verdict(failed)
+        failed
     }
 
     /// Marks the key's flights dead and drops its L1 entry, in one step.
@@ -263,6 +270,11 @@ impl<V: Send + Sync + 'static> Core<V> {
 
     /// Publishes what happened, if there is a bus.
     pub(crate) async fn announce(&self, items: Vec<Item>) -> Result<()> {
+        self.send(items.into_iter().map(|item| (item, None)).collect()).await
+    }
+
+    /// The same, with the store's key where it has to be removed in the same step.
+    async fn send(&self, items: Vec<(Item, Option<String>)>) -> Result<()> {
         let Some(bus) = &self.bus else { return Ok(()) };
         let count = items.len() as u64;
         bus.outbox.publish(items).await.inspect_err(|_| self.counters.bus_errors.add_one())?;

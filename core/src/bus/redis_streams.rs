@@ -9,7 +9,7 @@ use redis::{Cmd, ErrorKind as RedisErrorKind, RedisError, RedisResult, Value};
 use super::{Bus, Delivery, StreamAt, Subscription};
 use crate::error::Result;
 use crate::redis::{Connected, Identity, RedisConfig, Servers, failure};
-use crate::runtime::{Runtime, SystemRuntime, timeout};
+use crate::runtime::{Runtime, SystemRuntime, jittered, timeout};
 use crate::wire::key::system_key;
 
 /// Invalidations through a Redis stream, `{prefix}:!s`: what is missed during a short outage is read afterwards.
@@ -42,8 +42,8 @@ const BLOCK: Duration = Duration::from_secs(1);
 /// Messages read at once.
 const COUNT: usize = 128;
 /// The pause before a lost connection is tried again, doubled up to the longest.
-const FIRST_RETRY: u64 = 50;
-const LONGEST_RETRY: u64 = 2_000;
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 impl RedisStreamsBus {
     /// The server or servers at `url`; see [`RedisConfig`].
@@ -162,7 +162,7 @@ struct Reader {
     /// trimmed before.
     caught_up: bool,
     waiting: std::vec::IntoIter<(Id, Option<Bytes>)>,
-    retry: u64,
+    retry: Duration,
 }
 
 #[async_trait]
@@ -180,9 +180,9 @@ impl Subscription for Reader {
                     Ok(true) => return Ok(Delivery::Gap),
                     Err(error) => {
                         tracing::debug!(%error, "the stream is out of reach");
-                        let pause = self.retry / 2 + self.opened.runtime.random() % (self.retry / 2 + 1);
+                        let runtime = &self.opened.runtime;
+                        runtime.sleep(jittered(self.retry, &**runtime)).await;
                         self.retry = (self.retry * 2).min(LONGEST_RETRY);
-                        self.opened.runtime.sleep(Duration::from_millis(pause)).await;
                         continue;
                     }
                 }

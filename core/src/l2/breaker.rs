@@ -1,8 +1,9 @@
 //! A circuit breaker: after failures in a row, calls fail at once until a probe succeeds.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, jittered};
 use crate::sync::Mutex;
 
 /// Failures in a row that open the circuit.
@@ -76,9 +77,8 @@ impl Permit<'_> {
             return false;
         }
         state.wait = (state.wait * 2).clamp(FIRST_WAIT, LONGEST_WAIT);
-        // Half to all of the wait, so that the nodes of a fleet do not probe together.
-        let jittered = state.wait / 2 + runtime.random() % (state.wait / 2 + 1);
-        state.open_until = runtime.now_ms().saturating_add(jittered);
+        let wait = jittered(Duration::from_millis(state.wait), runtime);
+        state.open_until = runtime.now_ms().saturating_add(wait.as_millis() as u64);
         !was_open
     }
 }

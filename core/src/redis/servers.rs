@@ -57,7 +57,7 @@ impl Servers {
                 spread(link.pipeline(&pipeline, settled_only).await, count)
             }
             Kind::Cluster(cluster) => {
-                // By slot group first: the owners of a thousand slots are few.
+                // Each server's share of the commands.
                 let mut shares: HashMap<usize, (Arc<Link>, Vec<usize>)> = HashMap::new();
                 let mut answers: Vec<Option<RedisResult<Value>>> = Vec::new();
                 for (index, (key, _)) in commands.iter().enumerate() {
@@ -138,7 +138,7 @@ impl Servers {
     }
 
     pub(crate) fn part(&self, key: &str) -> usize {
-        if self.is_cluster() { usize::from(slot(key.as_bytes())) * PARTS / SLOTS } else { 0 }
+        if self.is_cluster() { part_of(key) } else { 0 }
     }
 
     pub(crate) fn close(&self) {
@@ -152,10 +152,14 @@ impl Servers {
 /// A cluster's slots in equal parts: some are on one server, few on two.
 const PARTS: usize = 16;
 
+fn part_of(key: &str) -> usize {
+    usize::from(slot(key.as_bytes())) * PARTS / SLOTS
+}
+
 /// The text for a key's braces that puts it into a part of the slots.
 pub(crate) fn tag_of_part(part: usize) -> String {
     let mut tags = (0..u64::MAX).map(|number| number.to_string());
-    tags.find(|tag| usize::from(slot(tag.as_bytes())) * PARTS / SLOTS == part).unwrap_or_default()
+    tags.find(|tag| part_of(tag) == part).unwrap_or_default()
 }
 
 async fn follow(cluster: &Arc<Cluster>, slot: u16, command: &Cmd, settled_only: bool) -> RedisResult<Value> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::{Cmd, RedisResult, Value};
+use redis::{Cmd, Value};
 
 use self::cells::RedisCells;
 use self::script::Script;
@@ -17,7 +17,6 @@ use super::{NativeStore, Store};
 use crate::error::{Error, Result};
 use crate::redis::{RedisConfig, Servers, failure, tag_of_part};
 use crate::runtime::{Runtime, SystemRuntime, timeout};
-use crate::wire::key::system_key;
 
 /// Redis or Valkey, 7.0 or later, as the shared store: one multiplexed connection to each server.
 ///
@@ -57,7 +56,13 @@ impl RedisStore {
     }
 
     async fn one(&self, key: &str, command: &Cmd) -> Result<Value> {
-        timed(&*self.runtime, self.config.patience(), self.servers.command(key, command, false)).await
+        self.timed(async { self.servers.command(key, command, false).await.map_err(|error| failure(&error)) }).await
+    }
+
+    async fn timed<T>(&self, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        let limit = self.config.patience();
+        let outcome = timeout(&*self.runtime, limit, call).await;
+        outcome.unwrap_or_else(|| Err(Error::timeout(format!("Redis did not answer within {limit:?}"))))
     }
 }
 
@@ -65,16 +70,6 @@ impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("RedisStore").field(&self.config).finish()
     }
-}
-
-async fn timed(
-    runtime: &dyn Runtime,
-    limit: Duration,
-    call: impl Future<Output = RedisResult<Value>> + Send,
-) -> Result<Value> {
-    let outcome = timeout(runtime, limit, call).await;
-    let outcome = outcome.ok_or_else(|| Error::timeout(format!("Redis did not answer within {limit:?}")))?;
-    outcome.map_err(|error| failure(&error))
 }
 
 /// The store as bytes, without the cache's protocol.
@@ -85,8 +80,7 @@ impl Store for RedisStore {
     }
 
     async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Bytes>>> {
-        let found = timeout(&*self.runtime, self.config.patience(), get_many(&self.servers, keys, false)).await;
-        found.ok_or_else(|| Error::timeout("Redis did not answer in time"))?
+        self.timed(get_many(&self.servers, keys, false)).await
     }
 
     async fn set(&self, key: &str, value: Bytes, ttl: Duration) -> Result<()> {
@@ -123,7 +117,8 @@ impl Store for RedisStore {
                 .arg(&value[..])
                 .arg(millis(ttl));
         });
-        let done = timed(&*self.runtime, self.config.patience(), call.run(&self.servers, false)).await?;
+        let run = async { call.run(&self.servers, false).await.map_err(|error| failure(&error)) };
+        let done = self.timed(run).await?;
         Ok(Some(done == Value::Int(1)))
     }
 
@@ -133,12 +128,8 @@ impl Store for RedisStore {
 
     fn native(&self, prefix: &str, runtime: &Arc<dyn Runtime>) -> Option<NativeStore> {
         // Its own connections, on the cache's runtime.
-        Some(NativeStore(Box::new(RedisCells {
-            servers: Servers::new(&self.config, runtime),
-            identity: self.config.identity(),
-            prefix: prefix.into(),
-            watermarks: system_key(prefix, "w"),
-        })))
+        let servers = Servers::new(&self.config, runtime);
+        Some(NativeStore(Box::new(RedisCells::new(servers, self.config.identity(), prefix))))
     }
 }
 
@@ -175,6 +166,7 @@ async fn get_many(servers: &Servers, keys: &[String], settled_only: bool) -> Res
     }
 }
 
+/// At least one: a key of no time at all is an error to the server.
 fn millis(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 52)
 }

@@ -17,10 +17,11 @@ use crate::watermark::MAX_WATERMARKS;
 use crate::wire::key::system_key;
 
 pub(super) struct RedisCells {
-    pub(super) servers: Servers,
-    pub(super) identity: String,
-    pub(super) prefix: Box<str>,
-    pub(super) watermarks: String,
+    servers: Servers,
+    identity: String,
+    watermarks: String,
+    /// The keys that say, in each part of the slots, when the fleet was last seen alive, and in which life of the server.
+    beats: Vec<String>,
 }
 
 macro_rules! script {
@@ -37,6 +38,16 @@ script!(INVALIDATE, "invalidate.lua");
 script!(POLL, "poll.lua");
 
 impl RedisCells {
+    pub(super) fn new(servers: Servers, identity: String, prefix: &str) -> Self {
+        let beat = system_key(prefix, "b");
+        let beats = if servers.is_cluster() {
+            (0..servers.parts()).map(|part| format!("{beat}:{{{}}}", tag_of_part(part))).collect()
+        } else {
+            vec![beat]
+        };
+        Self { servers, identity, watermarks: system_key(prefix, "w"), beats }
+    }
+
     /// A step that must not happen in a life of the server which may have gone back in time.
     async fn in_settled_life(&self, call: &ScriptCall<'_>) -> Result<Value> {
         call.run(&self.servers, true).await.map_err(|error| failure(&error))
@@ -47,20 +58,13 @@ impl RedisCells {
         call.run(&self.servers, false).await.map_err(|error| failure(&error))
     }
 
-    /// Says in each part of the slots when the fleet was last seen alive, and in which life of the server.
-    fn beat_key(&self, part: usize) -> String {
-        let key = system_key(&self.prefix, "b");
-        if self.servers.is_cluster() { format!("{key}:{{{}}}", tag_of_part(part)) } else { key }
-    }
-
     /// The beats' keys on servers that can be reached, and in which life each server is. One that cannot is either in
     /// the life it was in, or begins a new one when it is reached.
-    async fn reached(&self) -> Vec<(String, String)> {
-        let mut reached = Vec::with_capacity(self.servers.parts());
-        for part in 0..self.servers.parts() {
-            let key = self.beat_key(part);
-            if let Ok(run_id) = self.servers.run_id(&key).await {
-                reached.push((key, run_id));
+    async fn reached(&self) -> Vec<(&str, String)> {
+        let mut reached = Vec::with_capacity(self.beats.len());
+        for key in &self.beats {
+            if let Ok(run_id) = self.servers.run_id(key).await {
+                reached.push((key.as_str(), run_id));
             }
         }
         reached
@@ -168,8 +172,8 @@ impl Cells for RedisCells {
         let keys = self.reached().await;
         let beats = keys.iter().map(|(key, run_id)| {
             let mut beat = redis::cmd("EVAL");
-            beat.arg(include_str!("beat.lua")).arg(1).arg(key).arg(run_id);
-            (key.as_str(), beat)
+            beat.arg(include_str!("beat.lua")).arg(1).arg(*key).arg(run_id);
+            (*key, beat)
         });
         for failed in self.servers.commands(beats.collect(), true).await.into_iter().filter_map(RedisResult::err) {
             // The next one may succeed; one that is old by then makes a restart look worse than it was.
@@ -224,8 +228,8 @@ impl Cells for RedisCells {
         let keys = self.reached().await;
         let questions = keys.iter().flat_map(|(key, _)| {
             let mut get = redis::cmd("GET");
-            get.arg(key);
-            [(key.as_str(), get), (key.as_str(), redis::cmd("TIME"))]
+            get.arg(*key);
+            [(*key, get), (*key, redis::cmd("TIME"))]
         });
         let answers = self.servers.commands(questions.collect(), false).await;
         let answers = answers.into_iter().collect::<RedisResult<Vec<_>>>().map_err(|error| failure(&error))?;
