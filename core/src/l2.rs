@@ -16,8 +16,9 @@ use bytes::Bytes;
 
 use self::breaker::Breaker;
 use self::cas::StoreCells;
-use self::cells::{Acquired, Cells, Lease, Life, Marks, Stored};
+use self::cells::{Acquired, Cells, Lease, Marks, Stored};
 use crate::bus::StreamAt;
+use crate::doubts::{Doubt, Doubts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{Runtime, timeout};
 use crate::store::{NativeStore, Store};
@@ -44,15 +45,9 @@ pub(crate) struct L2 {
     /// The highest number that a poll has told of: the next asks for what is above.
     polled: AtomicU64,
     clock: Clock,
-    /// Whether the watermarks and the store's clock are known well enough to judge what is read. Lost at every gap and
-    /// outage; until it is regained, a read asks for them first.
-    synced: Synced,
-}
-
-/// Counts what made the node's knowledge doubtful, and up to which of these it was renewed.
-struct Synced {
-    doubts: AtomicU64,
-    settled: AtomicU64,
+    /// Whether the watermarks and the store's clock are known well enough to judge what is read. Raised at every gap and
+    /// outage; until they are settled, a read asks first.
+    doubts: Doubts,
 }
 
 /// The store's time less this node's, between two bounds: the store read its clock after we asked and before we heard.
@@ -131,7 +126,7 @@ impl L2 {
             prefix,
             call_timeout,
             clock: Clock::default(),
-            synced: Synced { doubts: AtomicU64::new(1), settled: AtomicU64::new(0) },
+            doubts: Doubts::default(),
         }
     }
 
@@ -152,23 +147,21 @@ impl L2 {
     }
 
     pub(crate) fn is_synced(&self) -> bool {
-        self.cells.is_settled()
-            && self.synced.settled.load(Ordering::Acquire) == self.synced.doubts.load(Ordering::Acquire)
+        self.cells.is_settled() && self.doubts.is_settled()
     }
 
     /// What this node knows of the fleet may be out of date from here on.
     pub(crate) fn desync(&self) {
-        self.synced.doubts.fetch_add(1, Ordering::AcqRel);
+        self.doubts.raise();
     }
 
     /// Read before a poll; handed to [`Self::settle`] after its answer is applied.
-    pub(crate) fn doubts(&self) -> u64 {
-        self.synced.doubts.load(Ordering::Acquire)
+    pub(crate) fn doubts(&self) -> Doubt {
+        self.doubts.now()
     }
 
-    /// A doubt that came up meanwhile stays.
-    pub(crate) fn settle(&self, doubts: u64) {
-        self.synced.settled.fetch_max(doubts, Ordering::AcqRel);
+    pub(crate) fn settle(&self, doubts: Doubt) {
+        self.doubts.settle(doubts);
     }
 
     /// The store's time, at the latest: judged by it, a value expires a little early rather than late.
@@ -295,7 +288,7 @@ impl L2 {
         self.call(self.watermarks_part, self.cells.invalidate(members, known)).await
     }
 
-    pub(crate) fn life(&self) -> Life {
+    pub(crate) fn life(&self) -> Doubt {
         self.cells.life()
     }
 
@@ -309,7 +302,7 @@ impl L2 {
     }
 
     /// The next poll asks for everything.
-    pub(crate) fn settle_life(&self, life: Life) {
+    pub(crate) fn settle_life(&self, life: Doubt) {
         // Another server has another clock.
         self.clock.set(|_| None);
         self.polled.store(0, Ordering::Release);

@@ -30,6 +30,7 @@ mod bus;
 mod cache;
 mod codec;
 mod coherence;
+mod doubts;
 mod engine;
 mod entry;
 mod error;

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::bus::StreamAt;
+use crate::doubts::Doubt;
 use crate::error::Result;
 use crate::wire::cell::{CELL_LEN, Cell, Kind};
 
@@ -122,8 +123,8 @@ pub(crate) trait Cells: Send + Sync {
     }
 
     /// The store's life; a new one begins where it may have gone back in time.
-    fn life(&self) -> Life {
-        Life::default()
+    fn life(&self) -> Doubt {
+        Doubt::default()
     }
 
     /// Whether the engine has dealt with everything up to the current life. Until then what reads or fills fails.
@@ -131,7 +132,7 @@ pub(crate) trait Cells: Send + Sync {
         true
     }
 
-    fn settle(&self, _life: Life) {}
+    fn settle(&self, _life: Doubt) {}
 
     /// At the beginning of a life: for how long what was written before it may be lost, at most; `None` where that is
     /// not known. Asked before the first [`poll`](Self::poll) of the life, which leaves word for the next.
@@ -151,7 +152,3 @@ pub(crate) trait Cells: Send + Sync {
 
     async fn close(&self);
 }
-
-/// A moment in the life of a store's servers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Life(pub(crate) u64);

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use redis::{ErrorKind, RedisError, RedisResult, Value};
 
 use super::config::{Host, RedisConfig};
-use super::link::{Link, Lives};
+use super::link::Link;
+use crate::doubts::Doubts;
 use crate::runtime::{Runtime, SharedRun, timeout};
 use crate::sync::Mutex;
 
@@ -35,7 +36,7 @@ pub(super) fn slot(key: &[u8]) -> u16 {
 pub(super) struct Cluster {
     config: Arc<RedisConfig>,
     runtime: Arc<dyn Runtime>,
-    lives: Arc<Lives>,
+    lives: Arc<Doubts>,
     map: Mutex<Arc<Map>>,
     /// Something showed that the map is out of date.
     doubted: AtomicBool,
@@ -57,7 +58,7 @@ impl Map {
 }
 
 impl Cluster {
-    pub(super) fn new(config: Arc<RedisConfig>, runtime: Arc<dyn Runtime>, lives: Arc<Lives>) -> Arc<Self> {
+    pub(super) fn new(config: Arc<RedisConfig>, runtime: Arc<dyn Runtime>, lives: Arc<Doubts>) -> Arc<Self> {
         Arc::new(Self {
             config,
             runtime,
@@ -150,7 +151,7 @@ impl Cluster {
         });
         if moved {
             // Another server holds keys of ours: it may not have the last writes of the one before.
-            self.lives.begin();
+            self.lives.raise();
         }
         *self.map.lock() = Arc::new(new);
     }

@@ -7,46 +7,9 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 
 use super::config::{Host, Mode, RedisConfig};
-use crate::l2::cells::Life;
+use crate::doubts::Doubts;
 use crate::runtime::{Runtime, SharedRun, timeout};
 use crate::sync::RwLock;
-
-/// Whether a server's data may have gone back in time.
-///
-/// A server that restarted from an old snapshot, or took over from a primary whose last writes it never got, brings
-/// removed values back. So each new life of any server counts, and nothing is read or filled in it until the engine has
-/// dealt with that and settled the life.
-#[derive(Debug)]
-pub(crate) struct Lives {
-    begun: AtomicU64,
-    settled: AtomicU64,
-}
-
-impl Default for Lives {
-    /// Nothing is settled before the first connection.
-    fn default() -> Self {
-        Self { begun: AtomicU64::new(1), settled: AtomicU64::new(0) }
-    }
-}
-
-impl Lives {
-    pub(crate) fn now(&self) -> Life {
-        Life(self.begun.load(Ordering::Acquire))
-    }
-
-    pub(super) fn begin(&self) {
-        self.begun.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// What came up since `life` stays unsettled.
-    pub(crate) fn settle(&self, life: Life) {
-        self.settled.fetch_max(life.0, Ordering::AcqRel);
-    }
-
-    pub(crate) fn is_settled(&self) -> bool {
-        self.settled.load(Ordering::Acquire) == self.begun.load(Ordering::Acquire)
-    }
-}
 
 /// Tells one life of a server from another: the process, and the history of its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +30,10 @@ pub(super) struct Link {
     runtime: Arc<dyn Runtime>,
     /// The server; with Sentinels, whoever they say it is.
     host: Option<Host>,
-    lives: Arc<Lives>,
+    /// Raised where a life of the server begins: it may have gone back in time. One that restarted from an old snapshot,
+    /// or took over from a primary whose last writes it never got, brings removed values back. So nothing is read or
+    /// filled in a new life until the engine has dealt with that and settled it.
+    lives: Arc<Doubts>,
     connecting: SharedRun<RedisResult<Arc<Live>>>,
     state: RwLock<State>,
 }
@@ -90,7 +56,7 @@ impl Link {
         config: Arc<RedisConfig>,
         runtime: Arc<dyn Runtime>,
         host: Option<Host>,
-        lives: Arc<Lives>,
+        lives: Arc<Doubts>,
     ) -> Arc<Self> {
         Arc::new(Self { config, runtime, host, lives, connecting: SharedRun::default(), state: RwLock::default() })
     }
@@ -162,7 +128,7 @@ impl Link {
             state.identity = Some(connected.identity.clone());
             // Invariant: counted before the connection is there to be used, so that no command reaches a new life
             // unnoticed.
-            self.lives.begin();
+            self.lives.raise();
         }
         let live = Arc::new(Live { connected, unanswered_since: AtomicU64::new(0) });
         if !state.closed {

@@ -7,12 +7,13 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, 
 
 use super::cluster::{Cluster, SLOTS, slot};
 use super::config::RedisConfig;
-use super::link::{Connected, Link, Lives};
+use super::link::{Connected, Link};
+use crate::doubts::Doubts;
 use crate::runtime::Runtime;
 
 pub(crate) struct Servers {
     kind: Kind,
-    pub(crate) lives: Arc<Lives>,
+    pub(crate) lives: Arc<Doubts>,
 }
 
 enum Kind {
@@ -25,7 +26,7 @@ const REDIRECTIONS: usize = 3;
 
 impl Servers {
     pub(crate) fn new(config: &Arc<RedisConfig>, runtime: &Arc<dyn Runtime>) -> Self {
-        let lives = Arc::new(Lives::default());
+        let lives = Arc::new(Doubts::default());
         let (config, runtime) = (Arc::clone(config), Arc::clone(runtime));
         let kind = if config.is_cluster() {
             Kind::Cluster(Cluster::new(config, runtime, Arc::clone(&lives)))

@@ -10,8 +10,9 @@ use redis::{Cmd, RedisError, RedisResult, Value};
 use super::script::{Script, ScriptCall};
 use super::{bytes, get_many, millis, nonsense, number, time};
 use crate::bus::StreamAt;
+use crate::doubts::Doubt;
 use crate::error::Result;
-use crate::l2::cells::{Acquired, Cells, Lease, Life, Marks, Stored};
+use crate::l2::cells::{Acquired, Cells, Lease, Marks, Stored};
 use crate::redis::{Servers, failure, tag_of_part};
 use crate::watermark::MAX_WATERMARKS;
 use crate::wire::key::system_key;
@@ -206,7 +207,7 @@ impl Cells for RedisCells {
         true
     }
 
-    fn life(&self) -> Life {
+    fn life(&self) -> Doubt {
         self.servers.lives.now()
     }
 
@@ -214,7 +215,7 @@ impl Cells for RedisCells {
         self.servers.lives.is_settled()
     }
 
-    fn settle(&self, life: Life) {
+    fn settle(&self, life: Doubt) {
         self.servers.lives.settle(life);
     }
 
